@@ -1,0 +1,3 @@
+module github.com/agentpod/agentpod/migrations
+
+go 1.26.0
