@@ -1,0 +1,257 @@
+// Package sandbox is the wire contract between gateway, API and the Cloudflare
+// worker: the types that travel, the errors with their codes, and the rules for
+// ids and paths that every party checks the same way.
+package sandbox
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Status is what a caller sees of a sandbox.
+type Status string
+
+// The statuses of the contract.
+const (
+	StatusCreating Status = "creating"
+	StatusRunning  Status = "running"
+	StatusSleeping Status = "sleeping"
+	StatusStopped  Status = "stopped"
+	StatusError    Status = "error"
+)
+
+// OpenCodePort is the port that OpenCode listens on inside every sandbox; the
+// contract's serverPort.
+const OpenCodePort = 4096
+
+// CreateRequest is the body of POST /sandbox.
+type CreateRequest struct {
+	ID        string          `json:"id"`
+	UserID    string          `json:"userId"`
+	Config    json.RawMessage `json:"config,omitempty"`
+	Directory string          `json:"directory,omitempty"`
+	GitURL    string          `json:"gitUrl,omitempty"`
+	GitBranch string          `json:"gitBranch,omitempty"`
+}
+
+// CreateResponse is the answer of POST /sandbox.
+type CreateResponse struct {
+	Success      bool     `json:"success"`
+	SandboxID    string   `json:"sandboxId"`
+	Status       Status   `json:"status"`
+	OpenCodeURL  string   `json:"opencodeUrl"`
+	ServerPort   int      `json:"serverPort"`
+	FilesWritten int      `json:"filesWritten"`
+	Warnings     []string `json:"warnings,omitempty"`
+}
+
+// Info is the answer of GET /sandbox/:id and an element of GET /sandboxes.
+// Times are UTC with milliseconds.
+type Info struct {
+	SandboxID    string `json:"sandboxId"`
+	UserID       string `json:"userId"`
+	Status       Status `json:"status"`
+	HasWorkspace bool   `json:"hasWorkspace"`
+	Provider     string `json:"provider"`
+	CreatedAt    Time   `json:"createdAt"`
+	LastActiveAt Time   `json:"lastActiveAt"`
+	GitURL       string `json:"gitUrl,omitempty"`
+	Directory    string `json:"directory,omitempty"`
+	// Busy says whether the agent works, a command runs or a terminal is in
+	// use, and BusyReasons why; both only while the sandbox runs.
+	Busy        bool     `json:"busy"`
+	BusyReasons []string `json:"busyReasons,omitempty"`
+	// OpenCode is its state inside a running sandbox.
+	OpenCode  *OpenCodeInfo `json:"opencode,omitempty"`
+	LastError string        `json:"lastError,omitempty"`
+}
+
+// OpenCodeInfo says how OpenCode fares inside a sandbox.
+type OpenCodeInfo struct {
+	State    string `json:"state"`
+	Version  string `json:"version,omitempty"`
+	Restarts int    `json:"restarts"`
+	LastExit string `json:"lastExit,omitempty"`
+}
+
+// ListResponse is the answer of GET /sandboxes.
+type ListResponse struct {
+	Sandboxes  []Info `json:"sandboxes"`
+	NextCursor string `json:"nextCursor,omitempty"`
+}
+
+// DeleteResponse is the answer of DELETE /sandbox/:id.
+type DeleteResponse struct {
+	Success bool   `json:"success"`
+	Deleted string `json:"deleted"`
+}
+
+// WakeRequest is the body of POST /sandbox/:id/wake; it may be empty.
+type WakeRequest struct {
+	Config json.RawMessage `json:"config,omitempty"`
+}
+
+// WakeResponse is the answer of POST /sandbox/:id/wake.
+type WakeResponse struct {
+	Success       bool     `json:"success"`
+	SandboxID     string   `json:"sandboxId"`
+	Status        Status   `json:"status"`
+	ServerPort    int      `json:"serverPort"`
+	RestoredFiles int      `json:"restoredFiles"`
+	FilesWritten  int      `json:"filesWritten"`
+	Warnings      []string `json:"warnings,omitempty"`
+}
+
+// Model names a model the way OpenCode does.
+type Model struct {
+	ProviderID string `json:"providerID"`
+	ModelID    string `json:"modelID"`
+}
+
+// MessageRequest is the body of POST /sandbox/:id/message.
+type MessageRequest struct {
+	Message   string          `json:"message"`
+	SessionID string          `json:"sessionId,omitempty"`
+	Model     *Model          `json:"model,omitempty"`
+	Agent     string          `json:"agent,omitempty"`
+	Config    json.RawMessage `json:"config,omitempty"`
+	// TimeoutMs is the turn's deadline in milliseconds; 0 means the gateway's.
+	TimeoutMs int64 `json:"timeoutMs,omitempty"`
+}
+
+// SyncCounts is what a message reports of the mirror.
+type SyncCounts struct {
+	SyncedFiles int   `json:"syncedFiles"`
+	TotalSize   int64 `json:"totalSize"`
+}
+
+// MessageResponse is the answer of POST /sandbox/:id/message. Parts are
+// OpenCode's own, byte for byte, and never null.
+type MessageResponse struct {
+	SessionID string            `json:"sessionId"`
+	Response  string            `json:"response"`
+	Parts     []json.RawMessage `json:"parts"`
+	Sync      SyncCounts        `json:"sync"`
+	// Error says what the model or OpenCode said when the turn failed.
+	Error        string        `json:"error,omitempty"`
+	ErrorDetails *ErrorDetails `json:"errorDetails,omitempty"`
+}
+
+// ErrorDetails is a failed turn's error as OpenCode names it.
+type ErrorDetails struct {
+	Name       string `json:"name"`
+	Message    string `json:"message"`
+	StatusCode int    `json:"statusCode,omitempty"`
+}
+
+// MessageAccepted is the 202 answer to a message with Prefer: respond-async.
+type MessageAccepted struct {
+	SessionID string `json:"sessionId"`
+	Status    string `json:"status"`
+}
+
+// ExecRequest is the body of POST /sandbox/:id/exec. WorkingDir is absolute or
+// relative to the workspace; TimeoutMs in milliseconds, 0 means the default.
+type ExecRequest struct {
+	Command    []string          `json:"command"`
+	WorkingDir string            `json:"workingDir,omitempty"`
+	Env        map[string]string `json:"env,omitempty"`
+	TimeoutMs  int64             `json:"timeoutMs,omitempty"`
+}
+
+// ExecResponse is the answer of POST /sandbox/:id/exec. Output that is not
+// UTF-8 has its bad bytes replaced.
+type ExecResponse struct {
+	ExitCode  int    `json:"exitCode"`
+	Stdout    string `json:"stdout"`
+	Stderr    string `json:"stderr"`
+	Truncated bool   `json:"truncated"`
+	TimedOut  bool   `json:"timedOut,omitempty"`
+}
+
+// FileEntry is one entry of a listed folder. Type is file, directory, symlink
+// or other; Mode is octal, such as "0644".
+type FileEntry struct {
+	Name       string `json:"name"`
+	Type       string `json:"type"`
+	Size       int64  `json:"size"`
+	Mode       string `json:"mode"`
+	ModifiedAt Time   `json:"modifiedAt"`
+}
+
+// FileListing is a folder under GET /sandbox/:id/files/*.
+type FileListing struct {
+	Entries   []FileEntry `json:"entries"`
+	Truncated bool        `json:"truncated,omitempty"`
+}
+
+// LogsResponse is the answer of GET /sandbox/:id/logs without follow.
+type LogsResponse struct {
+	Logs string `json:"logs"`
+	Tail int    `json:"tail"`
+}
+
+// Stats are a sandbox's figures; sizes in bytes, percentages of the limit
+// (memory) and of one core (CPU).
+type Stats struct {
+	CPUPercent    float64 `json:"cpuPercent"`
+	MemoryUsage   uint64  `json:"memoryUsage"`
+	MemoryLimit   uint64  `json:"memoryLimit"`
+	MemoryPercent float64 `json:"memoryPercent"`
+	NetworkRx     uint64  `json:"networkRx"`
+	NetworkTx     uint64  `json:"networkTx"`
+	BlockRead     uint64  `json:"blockRead"`
+	BlockWrite    uint64  `json:"blockWrite"`
+}
+
+// StatsResponse is the answer of GET /sandbox/:id/stats.
+type StatsResponse struct {
+	Stats Stats `json:"stats"`
+}
+
+// ErrorResponse is the body of every error.
+type ErrorResponse struct {
+	Error     string `json:"error"`
+	Code      Code   `json:"code"`
+	SessionID string `json:"sessionId,omitempty"`
+}
+
+// Event names what a webhook tells.
+type Event string
+
+// The events of the contract that a sender may send.
+const (
+	EventSandboxCreated    Event = "sandbox.created"
+	EventSandboxStarted    Event = "sandbox.started"
+	EventSandboxStopped    Event = "sandbox.stopped"
+	EventSandboxHibernated Event = "sandbox.hibernated"
+	EventSandboxWoken      Event = "sandbox.woken"
+	EventSandboxDeleted    Event = "sandbox.deleted"
+	EventSandboxError      Event = "sandbox.error"
+	EventSessionCreated    Event = "session.created"
+	EventSessionMessage    Event = "session.message"
+	EventWorkspaceSynced   Event = "workspace.synced"
+)
+
+// Webhook is the body that a webhook posts.
+type Webhook struct {
+	Event     Event          `json:"event"`
+	Data      map[string]any `json:"data"`
+	Timestamp Time           `json:"timestamp"`
+}
+
+// Time travels as RFC 3339 in UTC with milliseconds and a Z.
+type Time struct{ time.Time }
+
+const timeLayout = "2006-01-02T15:04:05.000Z"
+
+// At makes a Time of t.
+func At(t time.Time) Time { return Time{t.UTC()} }
+
+// MarshalJSON writes the contract's form; the zero time is null.
+func (t Time) MarshalJSON() ([]byte, error) {
+	if t.IsZero() {
+		return []byte("null"), nil
+	}
+	return []byte(`"` + t.UTC().Format(timeLayout) + `"`), nil
+}
