@@ -1,0 +1,166 @@
+// Command model serves the scripted model, and beside it a demo git repository,
+// until it is interrupted. `model -help` describes the script language.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/agentpod/agentpod/shared/scriptedmodel"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "model:", err)
+		os.Exit(1)
+	}
+}
+
+type settings struct {
+	addr, gitAddr, host, workspace, readyFile string
+	verbose                                   bool
+}
+
+func parseFlags(args []string, stderr io.Writer) (settings, error) {
+	var c settings
+	flags := flag.NewFlagSet("model", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&c.addr, "addr", "127.0.0.1:4010", "`address` of the model")
+	flags.StringVar(&c.gitAddr, "git-addr", "127.0.0.1:0", "`address` of the git server; empty for none")
+	flags.StringVar(&c.host, "host", "", "`name` that clients reach both by, if not the address listened on")
+	flags.StringVar(&c.workspace, "workspace", scriptedmodel.DefaultWorkspace, "`folder` that relative names are written to")
+	flags.StringVar(&c.readyFile, "ready-file", "", "`file` to write once listening (JSON: url, gitUrl, config), with FILE.config and FILE.git beside it")
+	flags.BoolVar(&c.verbose, "v", false, "log every request")
+	flags.Usage = func() {
+		_, _ = fmt.Fprintf(stderr, "Serves a model that answers by script, for OpenCode and anything else that speaks\nthe OpenAI chat-completions API.\n\nFlags:\n")
+		flags.PrintDefaults()
+		_, _ = fmt.Fprintf(stderr, "\nA message whose first line is none of these is echoed; otherwise each line is a step:\n%s", scriptedmodel.Language())
+	}
+	if err := flags.Parse(args); err != nil {
+		return settings{}, err
+	}
+	if flags.NArg() > 0 {
+		return settings{}, fmt.Errorf("unexpected argument %q; see model -help", flags.Arg(0))
+	}
+	if !filepath.IsAbs(c.workspace) {
+		return settings{}, fmt.Errorf("-workspace %q must be an absolute path", c.workspace)
+	}
+	return c, nil
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	c, err := parseFlags(args, stderr)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelWarn
+	if c.verbose {
+		level = slog.LevelDebug
+	}
+	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+
+	// Whoever waits for the files must not find those of an earlier run.
+	if err := removeReady(c.readyFile); err != nil {
+		return err
+	}
+	model := scriptedmodel.New(scriptedmodel.Options{Workspace: c.workspace, Host: c.host, Logger: logger})
+	defer func() { err = errors.Join(err, model.Close()) }()
+	if err := model.Start(ctx, c.addr); err != nil {
+		return err
+	}
+	ready := readiness{URL: model.URL(), Config: model.Config()}
+	if c.gitAddr != "" {
+		git, startErr := scriptedmodel.StartGit(ctx, c.gitAddr, c.host, logger)
+		if startErr != nil {
+			return startErr
+		}
+		defer func() { err = errors.Join(err, git.Close()) }()
+		ready.GitURL = git.URL()
+	}
+	if err := ready.write(c.readyFile); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, removeReady(c.readyFile)) }()
+	_, _ = fmt.Fprintf(stdout, "Scripted model: %s\nGit repository: %s\nOpenCode config: %s\n", ready.URL, orNone(ready.GitURL), ready.Config)
+	<-ctx.Done()
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// readiness is what the ready file says.
+type readiness struct {
+	URL    string          `json:"url"`
+	GitURL string          `json:"gitUrl,omitempty"`
+	Config json.RawMessage `json:"config"`
+}
+
+// write puts the ready file in place last, so that the others are there once it is.
+func (r readiness) write(file string) error {
+	if file == "" {
+		return nil
+	}
+	all, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode the ready file: %w", err)
+	}
+	if r.GitURL != "" {
+		if err := writeFile(file+".git", []byte(r.GitURL+"\n")); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(file+".config", append(r.Config, '\n')); err != nil {
+		return err
+	}
+	return writeFile(file, append(all, '\n'))
+}
+
+// writeFile puts a whole file in place at once.
+func writeFile(file string, content []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	_, err = tmp.Write(content)
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", file, err), os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
+func removeReady(file string) error {
+	if file == "" {
+		return nil
+	}
+	for _, name := range []string{file, file + ".config", file + ".git"} {
+		//nolint:gosec // the name is the operator's own, from the command line
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove an old ready file: %w", err)
+		}
+	}
+	return nil
+}
