@@ -1,0 +1,148 @@
+// Package daemon is what every server of the project needs around its routes:
+// a listener that is bound before anything is announced, a drain that covers
+// streams, the check of the Host header, and a logger.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Server serves one handler on one listener until its context ends, and then
+// drains.
+type Server struct {
+	Listener net.Listener
+	Handler  http.Handler
+	// Draining is called when the drain begins: it ends what would never end by
+	// itself, such as event streams.
+	Draining func()
+	// DrainTimeout bounds the drain; what still runs then is cut.
+	DrainTimeout time.Duration
+	Log          *slog.Logger
+}
+
+// The bounds of every listener of the project.
+const (
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 64 << 10
+)
+
+// Run serves until ctx ends. It returns nil after a drain that ended in time.
+func (s Server) Run(ctx context.Context) error {
+	base, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	var inFlight sync.WaitGroup
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// Shutdown does not wait for hijacked connections; this does.
+			inFlight.Add(1)
+			defer inFlight.Done()
+			s.Handler.ServeHTTP(w, r)
+		}),
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(s.Listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+	s.Log.Info("draining", "timeout", s.DrainTimeout)
+	if s.Draining != nil {
+		s.Draining()
+	}
+	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.DrainTimeout)
+	defer cancel()
+	err := server.Shutdown(deadline)
+	if err != nil {
+		cut() // handlers see their context end, and answer what they can
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		err = server.Shutdown(last)
+		_ = server.Close()
+	}
+	if serveErr := <-failed; !errors.Is(serveErr, http.ErrServerClosed) {
+		return fmt.Errorf("serving: %w", serveErr)
+	}
+	done := make(chan struct{})
+	go func() {
+		inFlight.Wait()
+		close(done)
+	}()
+	cut()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Second):
+		return errors.New("requests were still running after the drain")
+	}
+	if err != nil {
+		s.Log.Warn("drain cut requests short", "error", err)
+	}
+	return nil
+}
+
+// Hosts is an allow-list for the Host header: a browser that was led to a
+// loopback address by a foreign name (DNS rebinding) does not pass.
+type Hosts map[string]bool
+
+// NewHosts allows the loopback names, the host that the server is bound to, and
+// more. A name may be given with or without a port; the port does not matter.
+func NewHosts(bound string, more []string) Hosts {
+	hosts := Hosts{"localhost": true, "127.0.0.1": true, "::1": true}
+	for _, h := range append([]string{bound}, more...) {
+		if name := hostname(h); name != "" && name != "0.0.0.0" && name != "::" {
+			hosts[name] = true
+		}
+	}
+	return hosts
+}
+
+// Allow says whether a Host header is on the list.
+func (h Hosts) Allow(header string) bool { return h[hostname(header)] }
+
+func hostname(hostport string) string {
+	host := strings.TrimSpace(hostport)
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+}
+
+// NewLogger makes the project's logger. Level is debug, info, warn or error;
+// format is json, text, or auto: text on a terminal and JSON elsewhere. Both
+// formats escape control characters, so that what came from a sandbox can
+// neither forge a line nor drive a terminal.
+func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log level %q: %w", level, err)
+	}
+	if format == "auto" {
+		format = "json"
+		if f, ok := w.(*os.File); ok {
+			if st, err := f.Stat(); err == nil && st.Mode()&os.ModeCharDevice != 0 {
+				format = "text"
+			}
+		}
+	}
+	opts := &slog.HandlerOptions{Level: l}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	}
+	return slog.New(slog.NewJSONHandler(w, opts)), nil
+}
