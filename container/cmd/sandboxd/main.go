@@ -1,0 +1,161 @@
+// Command sandboxd is PID 1 in every sandbox: it supervises OpenCode, reaps,
+// runs commands and moves files for the gateway. Its settings are environment
+// variables named SANDBOXD_*; no child ever sees them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/agentpod/agentpod/container/internal/command"
+	"github.com/agentpod/agentpod/container/internal/files"
+	"github.com/agentpod/agentpod/container/internal/opencode"
+	"github.com/agentpod/agentpod/container/internal/process"
+	"github.com/agentpod/agentpod/container/internal/server"
+	"github.com/agentpod/agentpod/shared/guest"
+)
+
+const (
+	envPrefix     = "SANDBOXD_"
+	drainTimeout  = 2 * time.Second
+	shutdownGrace = 2 * time.Second
+)
+
+func main() {
+	// Before anything else: until then the memory is open to the same user.
+	hardened := process.Harden()
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	err := hardened
+	if err == nil {
+		err = run(log)
+	}
+	if err != nil {
+		log.Error("sandboxd ends", "error", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until a signal ends it, which as PID 1 none does.
+func run(log *slog.Logger) error {
+	set, err := readSettings(os.Environ())
+	if err != nil {
+		return err
+	}
+	// Bound first, so that nothing inside can take the port.
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", set.addr)
+	if err != nil {
+		return fmt.Errorf("bind sandboxd's port: %w", err)
+	}
+	defer listener.Close()
+	if err := os.MkdirAll(set.workspace, 0o755); err != nil { //nolint:gosec // the agent's own folder, as a login would make it
+		return fmt.Errorf("make the workspace: %w", err)
+	}
+
+	ctx, end := context.WithCancel(context.Background())
+	defer end()
+	// Reaping goes on while everything else shuts down.
+	reaping, stopReaping := context.WithCancel(context.Background())
+	defer stopReaping()
+	processes := process.NewTable(log)
+	signals := processes.HandleSignals(reaping, end)
+	commands := command.NewRunner(processes, set.childEnv, set.workspace)
+	tree, err := files.Open(set.home, set.workspace)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	supervisor, err := opencode.New(opencode.Settings{
+		Binary: set.binary, Hostname: set.host, Port: set.port,
+		ConfigDir: set.configDir, Home: set.home, Workspace: set.workspace, PluginDir: set.pluginDir,
+		Env: set.childEnv, Output: os.Stdout, Log: log,
+		Processes: processes, OtherTasks: commands.Running,
+	})
+	if err != nil {
+		return err
+	}
+
+	srv := (&server.Server{OpenCode: supervisor, Commands: commands, Files: tree, Token: set.token, Log: log}).HTTP()
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(listener) }()
+	log.Info("sandboxd serves", "addr", listener.Addr().String(), "pid", os.Getpid())
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		err = shutdown(srv, supervisor, processes)
+	}
+	stopReaping()
+	<-signals
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// shutdown ends what this process started.
+func shutdown(srv *http.Server, supervisor *opencode.Supervisor, processes *process.Table) error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	supervisor.Abandon() // or OpenCode would be restarted meanwhile
+	endErr := processes.EndAll(context.Background(), shutdownGrace)
+	closeErr := supervisor.Close()
+	if err := srv.Shutdown(ctx); err != nil {
+		_ = srv.Close() // the streams that are left
+	}
+	return errors.Join(endErr, closeErr)
+}
+
+// settings are what the environment says.
+type settings struct {
+	token                                 [32]byte
+	addr, binary, host                    string
+	port                                  int
+	configDir, pluginDir, home, workspace string
+	childEnv                              []string
+}
+
+// readSettings takes sandboxd's own variables out of environ; what is left is
+// what children inherit.
+func readSettings(environ []string) (settings, error) {
+	own := make(map[string]string)
+	childEnv := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		name, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, envPrefix) {
+			return false
+		}
+		own[name] = value
+		return true
+	})
+	get := func(name, fallback string) string {
+		if v := own[envPrefix+name]; v != "" {
+			return v
+		}
+		return fallback
+	}
+	set := settings{
+		addr:      get("ADDR", ":"+strconv.Itoa(guest.Port)),
+		binary:    get("OPENCODE", "opencode"),
+		host:      get("OPENCODE_HOST", "0.0.0.0"),
+		configDir: get("CONFIG_DIR", "/run/agentpod/opencode"),
+		pluginDir: get("PLUGIN_DIR", "/opt/opencode/plugin"),
+		home:      get("HOME", guest.Home),
+		workspace: get("WORKSPACE", guest.Workspace),
+		childEnv:  childEnv,
+	}
+	var err error
+	if set.token, err = server.ParseTokenHash(own[guest.TokenHashEnv]); err != nil {
+		return settings{}, err
+	}
+	if set.port, err = strconv.Atoi(get("OPENCODE_PORT", "4096")); err != nil || set.port < 1 || set.port > 65535 {
+		return settings{}, fmt.Errorf("%sOPENCODE_PORT must be a port number", envPrefix)
+	}
+	return set, nil
+}

@@ -1,0 +1,199 @@
+package opencode
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/guest"
+)
+
+const (
+	// A request sent before OpenCode's routes exist hangs for ever, so a probe
+	// is short and on a connection of its own.
+	healthTimeout = 500 * time.Millisecond
+	callTimeout   = 15 * time.Second
+	maxAnswer     = 4 << 20
+	maxWords      = 2 << 10
+)
+
+// errRefused is in the chain when OpenCode understood and said no (400).
+var errRefused = errors.New("OpenCode refused it")
+
+// refusal is what OpenCode said.
+type refusal struct {
+	words string
+	path  string // the file that it complains about, if it named one
+}
+
+func (r *refusal) Error() string { return r.words }
+func (r *refusal) Unwrap() error { return errRefused }
+
+// api speaks to the OpenCode of one run.
+type api struct {
+	base     string
+	password string
+	http     *http.Client
+}
+
+func newAPI(port int, password string) *api {
+	return &api{
+		base:     fmt.Sprintf("http://127.0.0.1:%d", port),
+		password: password,
+		http: &http.Client{
+			Transport: &http.Transport{
+				Proxy:                  nil, // the sandbox's proxy settings are not for this
+				DisableKeepAlives:      true,
+				MaxResponseHeaderBytes: 64 << 10,
+			},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// call makes one request and decodes a 200 into out, which may be nil.
+func (a *api) call(ctx context.Context, timeout time.Duration, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var body io.Reader
+	if in != nil {
+		raw, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode for OpenCode: %w", err)
+		}
+		body = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, a.base+path, body)
+	if err != nil {
+		return fmt.Errorf("address OpenCode: %w", err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.SetBasicAuth("opencode", a.password)
+	resp, err := a.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask OpenCode: %w", err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read OpenCode's answer: %w", err)
+	case len(raw) > maxAnswer:
+		return fmt.Errorf("OpenCode's answer to %s is larger than %d bytes", path, maxAnswer)
+	case resp.StatusCode == http.StatusBadRequest:
+		return refused(raw)
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("OpenCode answered %s with status %d: %s", path, resp.StatusCode, guest.Printable(string(raw), maxWords))
+	case out == nil:
+		return nil
+	}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return fmt.Errorf("decode OpenCode's answer to %s: %w", path, err)
+	}
+	return nil
+}
+
+// refused takes the words out of OpenCode's error body.
+func refused(raw []byte) error {
+	var body struct {
+		Name string `json:"name"`
+		Data struct {
+			Message string `json:"message"`
+			Path    string `json:"path"`
+			Issues  []struct {
+				Path    []any  `json:"path"`
+				Message string `json:"message"`
+			} `json:"issues"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(raw, &body); err != nil || body.Name == "" {
+		return &refusal{words: guest.Printable(string(raw), maxWords)}
+	}
+	words := body.Name + ": " + body.Data.Message
+	for _, issue := range body.Data.Issues {
+		at, sep := "", ""
+		for _, part := range issue.Path {
+			at, sep = at+sep+fmt.Sprint(part), "."
+		}
+		words += " " + at + ": " + issue.Message + ";"
+	}
+	return &refusal{words: guest.Printable(words, maxWords), path: body.Data.Path}
+}
+
+// health returns OpenCode's version if it is ready.
+func (a *api) health(ctx context.Context) (version string, err error) {
+	var body struct {
+		Healthy bool   `json:"healthy"`
+		Version string `json:"version"`
+	}
+	if err := a.call(ctx, healthTimeout, http.MethodGet, "/global/health", nil, &body); err != nil {
+		return "", err
+	}
+	if !body.Healthy {
+		return "", errors.New("OpenCode is not healthy")
+	}
+	return guest.Printable(body.Version, 64), nil
+}
+
+// checkConfig makes OpenCode read its config afresh, on behalf of a directory
+// that it has not seen. A directory whose config once failed to load stays
+// broken until OpenCode restarts, so it must not be one that is worked in.
+func (a *api) checkConfig(ctx context.Context, directory string) error {
+	path := "/config?" + url.Values{"directory": {directory}}.Encode()
+	return a.call(ctx, callTimeout, http.MethodGet, path, nil, nil)
+}
+
+// forget disposes what OpenCode holds for one directory.
+func (a *api) forget(ctx context.Context, directory string) error {
+	path := "/instance/dispose?" + url.Values{"directory": {directory}}.Encode()
+	return a.call(ctx, callTimeout, http.MethodPost, path, nil, nil)
+}
+
+func (a *api) setAuth(ctx context.Context, provider string, credential json.RawMessage) error {
+	return a.call(ctx, callTimeout, http.MethodPut, "/auth/"+url.PathEscape(provider), credential, nil)
+}
+
+func (a *api) removeAuth(ctx context.Context, provider string) error {
+	return a.call(ctx, callTimeout, http.MethodDelete, "/auth/"+url.PathEscape(provider), nil, nil)
+}
+
+// dispose makes OpenCode forget what it read; the next request reads it anew.
+func (a *api) dispose(ctx context.Context) error {
+	return a.call(ctx, callTimeout, http.MethodPost, "/global/dispose", nil, nil)
+}
+
+// sessionStatus maps the ids of sessions to "busy", "retry" or "idle".
+func (a *api) sessionStatus(ctx context.Context) (map[string]string, error) {
+	var body map[string]struct {
+		Type string `json:"type"`
+	}
+	if err := a.call(ctx, busyTimeout, http.MethodGet, "/session/status", nil, &body); err != nil {
+		return nil, err
+	}
+	status := make(map[string]string, len(body))
+	for id, s := range body {
+		status[id] = s.Type
+	}
+	return status, nil
+}
+
+// pty is a terminal.
+type pty struct {
+	ID     string `json:"id"`
+	Status string `json:"status"`
+	PID    int    `json:"pid"`
+}
+
+func (a *api) ptys(ctx context.Context) ([]pty, error) {
+	var body []pty
+	err := a.call(ctx, busyTimeout, http.MethodGet, "/pty", nil, &body)
+	return body, err
+}

@@ -1,0 +1,235 @@
+package opencode
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// The folders that hold a config's files, each named for its type, and the
+// extensions that OpenCode loads from it.
+func extensions(kind string) []string {
+	switch kind {
+	case "agent", "command":
+		return []string{"md"}
+	case "tool", "plugin":
+		return []string{"ts", "js"}
+	default:
+		return nil
+	}
+}
+
+func fileTypes() []string { return []string{"agent", "command", "tool", "plugin"} }
+
+var safeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+// check refuses a config that cannot be rendered, with invalid_request.
+func check(cfg guest.Config) error {
+	seen := make(map[string]bool)
+	for _, f := range cfg.Files {
+		if !slices.Contains(extensions(f.Type), f.Extension) {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "a config file of type %q cannot have the extension %q", f.Type, f.Extension)
+		}
+		if !safeName.MatchString(f.Name) || strings.Contains(f.Name, "..") {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the config file name %q is not one safe path element", f.Name)
+		}
+		if seen[f.Key()] {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the config names the file %q twice", f.Key())
+		}
+		seen[f.Key()] = true
+	}
+	for provider, credential := range cfg.Auth {
+		// A slash would be two path elements to OpenCode's router.
+		if !safeName.MatchString(provider) || strings.Contains(provider, "..") {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the provider name %q is not one safe path element", provider)
+		}
+		if len(credential) == 0 {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the credential of provider %q is empty", provider)
+		}
+	}
+	return nil
+}
+
+// wanted maps every file of a config, by its key, to its content.
+func wanted(cfg guest.Config) map[string][]byte {
+	files := make(map[string][]byte)
+	if len(cfg.OpenCode) > 0 {
+		files[guest.KeyOpenCode] = cfg.OpenCode
+	}
+	if cfg.AgentsMD != nil {
+		files[guest.KeyAgentsMD] = []byte(*cfg.AgentsMD)
+	}
+	for _, f := range cfg.Files {
+		files[f.Key()] = []byte(f.Content)
+	}
+	return files
+}
+
+// changes lists the keys whose file differs from what cfg wants, sorted. The
+// disk is the truth: what somebody inside changed is put right again.
+func changes(root *os.Root, cfg guest.Config) ([]string, error) {
+	want := wanted(cfg)
+	have, err := present(root)
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	for key, content := range want {
+		if same, err := holds(root, key, content); err != nil {
+			return nil, err
+		} else if !same {
+			keys = append(keys, key)
+		}
+	}
+	for _, key := range have {
+		if _, ok := want[key]; !ok {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys, nil
+}
+
+// present lists the keys of the managed files that exist.
+func present(root *os.Root) ([]string, error) {
+	var keys []string
+	for _, key := range []string{guest.KeyOpenCode, guest.KeyAgentsMD} {
+		if _, err := root.Lstat(key); err == nil {
+			keys = append(keys, key)
+		}
+	}
+	for _, kind := range fileTypes() {
+		entries, err := fs.ReadDir(root.FS(), kind)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			// Something else took the folder's place.
+			if err := root.RemoveAll(kind); err != nil {
+				return nil, fmt.Errorf("clear %s: %w", kind, err)
+			}
+			continue
+		}
+		for _, e := range entries {
+			keys = append(keys, path.Join(kind, e.Name()))
+		}
+	}
+	return keys, nil
+}
+
+// holds reports whether the file has exactly this content.
+func holds(root *os.Root, key string, content []byte) (bool, error) {
+	// O_NONBLOCK: somebody inside may have put a FIFO there.
+	f, err := root.OpenFile(filepath.FromSlash(key), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return false, nil //nolint:nilerr // what cannot be read is written anew
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(content)) {
+		return false, nil //nolint:nilerr // as above
+	}
+	have, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
+	if err != nil {
+		return false, fmt.Errorf("compare %s: %w", key, err)
+	}
+	return bytes.Equal(have, content), nil
+}
+
+// render makes the files of keys what cfg wants them to be.
+func render(root *os.Root, cfg guest.Config, keys []string) error {
+	want := wanted(cfg)
+	for _, key := range keys {
+		content, ok := want[key]
+		if !ok {
+			if err := root.RemoveAll(key); err != nil {
+				return fmt.Errorf("remove %s: %w", key, err)
+			}
+			continue
+		}
+		if err := replace(root, key, content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace writes a file atomically, mode 0600: configs may hold credentials.
+func replace(root *os.Root, key string, content []byte) error {
+	dir := path.Dir(key)
+	if err := root.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make the folder of %s: %w", key, err)
+	}
+	if info, err := root.Lstat(key); err == nil && info.IsDir() {
+		if err := root.RemoveAll(key); err != nil {
+			return fmt.Errorf("clear %s: %w", key, err)
+		}
+	}
+	// A dot and an extension that nothing loads, should it be left behind.
+	temp := path.Join(dir, "."+rand.Text()+".tmp")
+	if err := root.WriteFile(temp, content, 0o600); err != nil {
+		_ = root.Remove(temp)
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	if err := root.Rename(temp, key); err != nil {
+		_ = root.Remove(temp)
+		return fmt.Errorf("put %s in place: %w", key, err)
+	}
+	return nil
+}
+
+// seedPlugin gives a config folder what keeps OpenCode from running npm in it:
+// a package.json, a lock file that covers it, and node_modules, all from the
+// image. It asks for all three wherever it finds them incomplete.
+func seedPlugin(root *os.Root, pluginDir string, always bool) error {
+	const modules = "node_modules"
+	if _, err := os.Stat(filepath.Join(pluginDir, modules)); err != nil {
+		return fmt.Errorf("find the plugin package of the image: %w", err)
+	}
+	if !always {
+		for _, name := range []string{modules, "package.json", "package-lock.json"} {
+			if _, err := root.Lstat(name); err == nil {
+				return nil // the user has packages of his own
+			}
+		}
+	}
+	for _, name := range []string{"package.json", "package-lock.json"} {
+		content, err := os.ReadFile(filepath.Join(pluginDir, name))
+		if err != nil {
+			return fmt.Errorf("read the plugin package of the image: %w", err)
+		}
+		if same, err := holds(root, name, content); err != nil {
+			return err
+		} else if same {
+			continue
+		}
+		if err := replace(root, name, content); err != nil {
+			return err
+		}
+	}
+	target := filepath.Join(pluginDir, modules)
+	if have, err := root.Readlink(modules); err == nil && have == target {
+		return nil
+	}
+	if err := root.RemoveAll(modules); err != nil {
+		return fmt.Errorf("clear %s: %w", modules, err)
+	}
+	if err := root.Symlink(target, modules); err != nil {
+		return fmt.Errorf("link %s: %w", modules, err)
+	}
+	return nil
+}
+
+// sortedKeys makes loops over maps reproducible.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

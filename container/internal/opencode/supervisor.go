@@ -1,0 +1,517 @@
+// Package opencode starts, supervises, configures and stops OpenCode.
+package opencode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/agentpod/agentpod/container/internal/process"
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// The times of supervision.
+const (
+	probeEvery      = 100 * time.Millisecond
+	defaultBoot     = 60 * time.Second
+	maxBoot         = 10 * time.Minute
+	firstBackoff    = 250 * time.Millisecond
+	longestBackoff  = 15 * time.Second
+	stableAfter     = time.Minute
+	termGrace       = 2 * time.Second
+	killGrace       = 5 * time.Second
+	bootAttempts    = 3
+	pendingInterval = 500 * time.Millisecond
+)
+
+// Settings are what a Supervisor needs to know. All fields are required.
+type Settings struct {
+	Binary     string // looked up in PATH
+	Hostname   string // where OpenCode listens
+	Port       int
+	ConfigDir  string // OPENCODE_CONFIG_DIR, managed altogether
+	Home       string
+	Workspace  string
+	PluginDir  string   // the plugin package that the image holds; empty means none
+	Env        []string // what every child inherits
+	Output     io.Writer
+	Log        *slog.Logger
+	Processes  *process.Table
+	OtherTasks func() []string // what keeps the sandbox busy besides OpenCode
+}
+
+// Supervisor owns OpenCode. Its methods are safe for concurrent use; those
+// that change something happen one after another.
+type Supervisor struct {
+	set  Settings
+	conf *os.Root
+	home *os.Root
+
+	// turn is held by whoever starts, stops or configures.
+	turn chan struct{}
+
+	mu      sync.Mutex
+	status  guest.OpenCode
+	current *run
+	applied guest.Config // what is rendered and accepted
+	checked bool         // whether OpenCode has accepted it
+	stale   bool         // whether OpenCode still works with an older one
+	pending *guest.Config
+	probes  int
+}
+
+// run is OpenCode from a start to a stop, restarts included.
+type run struct {
+	password  string
+	directory string
+	api       *api
+	boot      time.Duration
+	cancel    context.CancelFunc
+	done      chan struct{} // closed when supervision has ended
+	wake      chan struct{} // a config is pending
+
+	// readiness is guarded by the supervisor's mu. ready is closed when
+	// OpenCode is, and replaced when it dies.
+	ready  chan struct{}
+	failed chan struct{} // closed when it never became ready
+	out    *output
+}
+
+// New opens the folders and returns a Supervisor of an OpenCode that is stopped.
+// Close it at the end.
+func New(set Settings) (*Supervisor, error) {
+	if err := os.MkdirAll(set.ConfigDir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the config folder: %w", err)
+	}
+	conf, err := os.OpenRoot(set.ConfigDir)
+	if err != nil {
+		return nil, fmt.Errorf("open the config folder: %w", err)
+	}
+	home, err := os.OpenRoot(set.Home)
+	if err != nil {
+		conf.Close()
+		return nil, fmt.Errorf("open the home: %w", err)
+	}
+	return &Supervisor{
+		set: set, conf: conf, home: home,
+		turn:   make(chan struct{}, 1),
+		status: guest.OpenCode{State: guest.StateStopped, Since: time.Now()},
+	}, nil
+}
+
+// Close ends supervision, and OpenCode with it, and closes the folders.
+func (s *Supervisor) Close() error {
+	s.end()
+	return errors.Join(s.conf.Close(), s.home.Close())
+}
+
+// Abandon stops supervision without waiting, so that an OpenCode that dies next
+// stays dead.
+func (s *Supervisor) Abandon() {
+	if r := s.running(); r != nil {
+		r.cancel()
+	}
+}
+
+// take waits for the turn; give it back.
+func (s *Supervisor) take(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return sandbox.Errorf(sandbox.CodeDeadline, "another start, stop or config change did not end in time").WithCause(ctx.Err())
+	}
+}
+
+func (s *Supervisor) give() { <-s.turn }
+
+// Start brings OpenCode up with a config, or applies the config to the one that
+// runs with the same password and directory. It fails with invalid_request,
+// config_rejected or boot_failed; after the latter two, if nothing ran before,
+// nothing runs.
+func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.Applied, error) {
+	if req.Password == "" {
+		return guest.Applied{}, sandbox.Errorf(sandbox.CodeInvalidRequest, "the start request has no password")
+	}
+	if err := check(req.Config); err != nil {
+		return guest.Applied{}, err
+	}
+	boot := defaultBoot
+	if req.TimeoutMs > 0 {
+		boot = time.Duration(min(req.TimeoutMs, maxBoot.Milliseconds())) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, boot)
+	defer cancel()
+	if err := s.take(ctx); err != nil {
+		return guest.Applied{}, err
+	}
+	defer s.give()
+
+	directory := req.Directory
+	if directory == "" {
+		directory = s.set.Workspace
+	}
+	if r := s.running(); r != nil {
+		if r.password == req.Password && r.directory == directory {
+			return s.configure(ctx, r, req.Config)
+		}
+		s.end()
+	}
+	applied, err := s.boot(ctx, req.Password, directory, boot, req.Config)
+	if err != nil {
+		s.end()
+		return guest.Applied{}, err
+	}
+	return applied, nil
+}
+
+// boot starts supervision with the config on disk already, so that OpenCode
+// reads it once.
+func (s *Supervisor) boot(ctx context.Context, password, directory string, limit time.Duration, cfg guest.Config) (guest.Applied, error) {
+	if err := s.seed(); err != nil {
+		// OpenCode then installs the package itself: slow, but it works.
+		s.set.Log.Warn("seed the plugin package", "error", err)
+	}
+	before, checked := s.lastApplied()
+	written, err := changes(s.conf, cfg)
+	if err != nil {
+		return guest.Applied{}, internal("look at the config folder", err)
+	}
+	if err := render(s.conf, cfg, written); err != nil {
+		return guest.Applied{}, internal("write the config", err)
+	}
+	s.begin(password, directory, limit)
+	r := s.running()
+	if err := s.awaitReady(ctx, r); err != nil {
+		return guest.Applied{}, err
+	}
+	applied, err := s.settle(ctx, r, before, cfg, written, checked, false)
+	if err != nil {
+		return guest.Applied{}, err
+	}
+	return applied, nil
+}
+
+// seed keeps OpenCode from installing its plugin package into the folders.
+func (s *Supervisor) seed() error {
+	if s.set.PluginDir == "" {
+		return nil
+	}
+	if err := seedPlugin(s.conf, s.set.PluginDir, true); err != nil {
+		return err
+	}
+	const own = ".config/opencode"
+	if err := s.home.MkdirAll(own, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", own, err)
+	}
+	root, err := s.home.OpenRoot(own)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", own, err)
+	}
+	defer root.Close()
+	return seedPlugin(root, s.set.PluginDir, false)
+}
+
+// begin starts the goroutines of a run.
+func (s *Supervisor) begin(password, directory string, limit time.Duration) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &run{
+		password: password, directory: directory, boot: limit,
+		api:    newAPI(s.set.Port, password),
+		cancel: cancel,
+		done:   make(chan struct{}),
+		wake:   make(chan struct{}, 1),
+		ready:  make(chan struct{}),
+		failed: make(chan struct{}),
+		out:    &output{to: s.set.Output},
+	}
+	s.mu.Lock()
+	s.current = r
+	s.mu.Unlock()
+	var tasks sync.WaitGroup
+	tasks.Go(func() { s.supervise(ctx, r) })
+	tasks.Go(func() { s.applyPending(ctx, r) })
+	go func() {
+		defer close(r.done)
+		tasks.Wait()
+	}()
+}
+
+// end stops the current run and waits until its process is gone.
+func (s *Supervisor) end() {
+	r := s.running()
+	if r == nil {
+		return
+	}
+	r.cancel()
+	<-r.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current, s.pending = nil, nil
+	s.status.State, s.status.PID, s.status.Since = guest.StateStopped, 0, time.Now()
+}
+
+// Stop ends OpenCode and every process in the sandbox. Stopping twice is fine.
+func (s *Supervisor) Stop(ctx context.Context, grace time.Duration) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	if r := s.running(); r != nil {
+		r.cancel() // or it would be restarted
+	}
+	err := s.set.Processes.EndAll(ctx, grace)
+	s.end()
+	if err != nil {
+		return internal("end the sandbox's processes", err)
+	}
+	return nil
+}
+
+func (s *Supervisor) running() *run {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current
+}
+
+// supervise keeps OpenCode running until ctx ends.
+func (s *Supervisor) supervise(ctx context.Context, r *run) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = firstBackoff, longestBackoff
+	wait.Reset()
+	everReady := false
+	for attempt := 1; ; attempt++ {
+		started := time.Now()
+		ready, exit := s.once(ctx, r)
+		if ctx.Err() != nil {
+			return
+		}
+		everReady = everReady || ready
+		s.noteExit(r, exit)
+		if !everReady && attempt >= bootAttempts {
+			close(r.failed)
+			<-ctx.Done()
+			return
+		}
+		if ready && time.Since(started) >= stableAfter {
+			wait.Reset()
+		}
+		delay := wait.NextBackOff()
+		s.set.Log.Warn("OpenCode ended by itself", "exit", exit, "restart_in", delay.String())
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
+		}
+	}
+}
+
+// once runs OpenCode once and returns whether it became ready and how it ended.
+func (s *Supervisor) once(ctx context.Context, r *run) (ready bool, exit string) {
+	proc, drained, err := s.spawn(r)
+	if err != nil {
+		r.out.line(err.Error())
+		return false, err.Error()
+	}
+	s.noteSpawn(proc.PID)
+
+	probeCtx, stopProbing := context.WithTimeout(ctx, r.boot)
+	probed := make(chan bool, 1)
+	go func() {
+		version, ok := s.probe(probeCtx, r, proc)
+		if ok {
+			s.becomeReady(r, proc.PID, version)
+		}
+		probed <- ok
+	}()
+	select {
+	case <-proc.Done():
+	case <-ctx.Done():
+	case ready = <-probed:
+		probed <- ready
+		if !ready && ctx.Err() == nil {
+			s.set.Log.Warn("OpenCode did not become ready", "after", r.boot.String())
+			break
+		}
+		select {
+		case <-proc.Done():
+		case <-ctx.Done():
+		}
+	}
+	stopProbing()
+	ready = <-probed
+	if !terminate(proc) {
+		s.set.Log.Error("OpenCode outlives SIGKILL", "pid", proc.PID)
+		return ready, "it cannot be killed"
+	}
+	<-drained
+	return ready, proc.ExitText()
+}
+
+// terminate ends a process group, first with SIGTERM and then with SIGKILL, and
+// reports whether its leader is gone.
+func terminate(proc *process.Process) bool {
+	for _, step := range []struct {
+		sig  syscall.Signal
+		wait time.Duration
+	}{{syscall.SIGTERM, termGrace}, {syscall.SIGKILL, killGrace}} {
+		select {
+		case <-proc.Done():
+			return true
+		default:
+		}
+		proc.Signal(step.sig)
+		select {
+		case <-proc.Done():
+			return true
+		case <-time.After(step.wait):
+		}
+	}
+	return false
+}
+
+// spawn starts the process; drained is closed when its output has been read.
+func (s *Supervisor) spawn(r *run) (proc *process.Process, drained <-chan struct{}, err error) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	defer write.Close()
+	proc, err = s.set.Processes.Start(process.Command{
+		Args:   []string{s.set.Binary, "serve", "--hostname", s.set.Hostname, "--port", strconv.Itoa(s.set.Port)},
+		Env:    s.environment(r.password),
+		Dir:    r.directory,
+		Stdout: write, Stderr: write,
+		EndGroup: true,
+	})
+	if err != nil {
+		read.Close()
+		return nil, nil, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.out.copyLines(read)
+	}()
+	go func() {
+		<-proc.Done()
+		_ = read.SetReadDeadline(time.Now().Add(drain)) // the pipe may be closed already
+	}()
+	return proc, done, nil
+}
+
+// environment is what OpenCode gets: quiet, and with its password and config.
+func (s *Supervisor) environment(password string) []string {
+	return append(append([]string(nil), s.set.Env...),
+		"OPENCODE_SERVER_PASSWORD="+password,
+		"OPENCODE_CONFIG_DIR="+s.set.ConfigDir,
+		"OPENCODE_DISABLE_MODELS_FETCH=1",
+		"OPENCODE_DISABLE_AUTOUPDATE=1",
+		"OPENCODE_DISABLE_LSP_DOWNLOAD=1",
+		"OPENCODE_DISABLE_DEFAULT_PLUGINS=1",
+		"BUN_JSC_forceRAMSize=536870912",
+	)
+}
+
+// probe asks until OpenCode is ready, its process ends, or ctx does.
+func (s *Supervisor) probe(ctx context.Context, r *run, proc *process.Process) (version string, ok bool) {
+	tick := time.NewTicker(probeEvery)
+	defer tick.Stop()
+	for {
+		if version, err := r.api.health(ctx); err == nil {
+			select {
+			case <-proc.Done():
+				return "", false // somebody else answers on the port
+			default:
+				return version, true
+			}
+		}
+		select {
+		case <-proc.Done():
+			return "", false
+		case <-ctx.Done():
+			return "", false
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Supervisor) noteSpawn(pid int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.State, s.status.PID, s.status.Since = guest.StateStarting, pid, time.Now()
+	s.stale = false // a new process reads everything anew
+}
+
+func (s *Supervisor) becomeReady(r *run, pid int, version string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.State, s.status.PID, s.status.Since = guest.StateReady, pid, time.Now()
+	s.status.Version = version
+	close(r.ready)
+	s.set.Log.Info("OpenCode is ready", "pid", pid, "version", version)
+}
+
+// noteExit records that OpenCode died without being asked to.
+func (s *Supervisor) noteExit(r *run, exit string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.State, s.status.PID, s.status.Since = guest.StateRestarting, 0, time.Now()
+	s.status.LastExit = exit
+	s.status.Restarts++
+	select {
+	case <-r.ready:
+		r.ready = make(chan struct{})
+	default:
+	}
+}
+
+// awaitReady waits until OpenCode answers.
+func (s *Supervisor) awaitReady(ctx context.Context, r *run) error {
+	s.mu.Lock()
+	ready := r.ready
+	s.mu.Unlock()
+	select {
+	case <-ready:
+		return nil
+	case <-r.failed:
+		return sandbox.Errorf(sandbox.CodeBootFailed, "OpenCode ended %d times before it was ready (%s): %s",
+			bootAttempts, s.Status().LastExit, r.out.tail())
+	case <-r.done:
+		return sandbox.Errorf(sandbox.CodeConflict, "OpenCode was stopped")
+	case <-ctx.Done():
+		return sandbox.Errorf(sandbox.CodeBootFailed, "OpenCode was not ready in time: %s", r.out.tail()).WithCause(ctx.Err())
+	}
+}
+
+// Status returns how OpenCode's process fares.
+func (s *Supervisor) Status() guest.OpenCode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
+// PendingConfig reports whether a config waits for the sandbox to be idle.
+func (s *Supervisor) PendingConfig() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pending != nil
+}
+
+func internal(doing string, err error) error {
+	code := sandbox.CodeInternal
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		code = sandbox.CodeDiskFull
+	}
+	return sandbox.Errorf(code, "%s: %w", doing, err)
+}
