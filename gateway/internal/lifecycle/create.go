@@ -1,0 +1,387 @@
+package lifecycle
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// plan is a create request that was checked.
+type plan struct {
+	id, userID string
+	directory  string
+	repo       *Repository
+	config     Config
+	rawConfig  json.RawMessage
+}
+
+const maxUserID = 256
+
+func (m *Manager) plan(req sandbox.CreateRequest) (plan, error) {
+	p := plan{id: req.ID, userID: req.UserID, rawConfig: req.Config}
+	if err := sandbox.CheckID(req.ID); err != nil {
+		return p, err //nolint:wrapcheck // already the contract's error
+	}
+	if req.UserID == "" || len(req.UserID) > maxUserID || strings.ContainsFunc(req.UserID, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return p, sandbox.Errorf(sandbox.CodeInvalidRequest, "userId must be 1 to %d printable characters", maxUserID)
+	}
+	var err error
+	if p.directory, err = checkDirectory(req.Directory); err != nil {
+		return p, err
+	}
+	if p.config, err = ParseConfig(req.Config); err != nil {
+		return p, err
+	}
+	if p.config.Empty() {
+		p.rawConfig = nil
+	}
+	if req.GitURL == "" && req.GitBranch != "" {
+		return p, sandbox.Errorf(sandbox.CodeInvalidRequest, "gitBranch needs a gitUrl")
+	}
+	if req.GitURL != "" {
+		repo, err := ParseRepository(req.GitURL, req.GitBranch, m.settings.GitProtocols)
+		if err != nil {
+			return p, err
+		}
+		p.repo = &repo
+	}
+	return p, nil
+}
+
+// checkDirectory takes a folder at or below the workspace, absolute or relative to it.
+func checkDirectory(dir string) (string, error) {
+	if dir == "" {
+		return guest.Workspace, nil
+	}
+	if strings.ContainsFunc(dir, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return "", sandbox.Errorf(sandbox.CodeInvalidRequest, "directory has a control character")
+	}
+	clean := dir
+	if !path.IsAbs(dir) {
+		clean = guest.Workspace + "/" + dir
+	}
+	clean = path.Clean(clean)
+	if clean != guest.Workspace && !strings.HasPrefix(clean, guest.Workspace+"/") {
+		return "", sandbox.Errorf(sandbox.CodeInvalidRequest, "directory must be %s or a folder below it", guest.Workspace)
+	}
+	return clean, nil
+}
+
+// Create makes a sandbox, or brings up the one that its owner has under this id
+// already. It answers when OpenCode is ready and the repository is cloned. The
+// work goes on when the caller leaves: the same call again joins it.
+func (m *Manager) Create(ctx context.Context, req sandbox.CreateRequest) (sandbox.CreateResponse, error) {
+	var resp sandbox.CreateResponse
+	p, err := m.plan(req)
+	if err != nil {
+		return resp, err
+	}
+	for {
+		b := m.findOrAdd(p.id)
+		again := false
+		var written int
+		err := m.serially(ctx, b, false, func(ctx context.Context) error {
+			b.mu.Lock()
+			gone, st, owner := b.gone, b.state, b.rec.UserID
+			b.mu.Unlock()
+			var err error
+			switch {
+			case gone:
+				again = true
+			case st == stateDeleting:
+				again = true
+				return m.destroy(m.base, b)
+			case st == stateAbsent:
+				written, err = m.create(ctx, b, p)
+			case owner != p.userID:
+				return sandbox.Errorf(sandbox.CodeOwnerConflict, "the id %q belongs to another owner; choose another id", p.id)
+			default:
+				written, err = m.createAgain(ctx, b, p)
+			}
+			return err
+		})
+		if again && err == nil {
+			continue
+		}
+		if err != nil {
+			return resp, err
+		}
+		return sandbox.CreateResponse{
+			Success: true, SandboxID: p.id, Status: sandbox.StatusRunning,
+			OpenCodeURL: "/sandbox/" + p.id + "/opencode", ServerPort: sandbox.OpenCodePort,
+			FilesWritten: written, Warnings: p.config.Warnings,
+		}, nil
+	}
+}
+
+// create makes the sandbox from nothing. Whatever fails, nothing stays behind.
+func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err error) {
+	began := time.Now()
+	if err := m.become(b, stateCreating, false); err != nil {
+		m.forget(b)
+		return 0, err
+	}
+	now := time.Now().UTC()
+	rec := Record{
+		SandboxID: p.id, UserID: p.userID, Incarnation: strings.ToLower(rand.Text()), Phase: PhaseCreating,
+		CreatedAt: now, LastActiveAt: now, Directory: p.directory,
+		Secrets: Secrets{Token: secret(), Password: secret(), Config: p.rawConfig},
+	}
+	rec.Volume = "agentpod-" + rec.Incarnation
+	if p.repo != nil {
+		rec.GitURL, rec.GitBranch = p.repo.URL, p.repo.Branch
+	}
+	b.mu.Lock()
+	b.rec, b.lastActive = rec, now
+	b.mu.Unlock()
+	defer func() {
+		if err == nil {
+			return
+		}
+		m.log.Warn("create failed", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "error", err)
+		if undo := m.destroy(m.base, b); undo != nil {
+			m.log.Error("what a failed create made could not be removed yet", "sandboxId", p.id, "error", undo)
+		}
+	}()
+	if err := m.addRecord(ctx, b, rec); err != nil {
+		return 0, atStep(ctx, "record", err)
+	}
+	release, err := m.bootSlot(ctx)
+	if err != nil {
+		return 0, atStep(ctx, "queue", err)
+	}
+	defer release()
+	cont, err := m.newContainer(ctx, b)
+	if err != nil {
+		return 0, atStep(ctx, "container", err)
+	}
+	if written, err = m.bring(ctx, b, cont, p); err != nil {
+		return 0, err
+	}
+	if err := m.save(ctx, b, func(r *Record) { r.Phase, r.ContainerID = PhaseReady, cont.ID }); err != nil {
+		return 0, atStep(ctx, "record", err)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return 0, err // deleted at the last moment
+	}
+	if err := m.become(b, stateRunning, false); err != nil {
+		return 0, err
+	}
+	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began))
+	m.notify(rec, sandbox.EventSandboxCreated, map[string]any{"filesWritten": written})
+	return written, nil
+}
+
+func secret() string { return rand.Text() + rand.Text() }
+
+func tokenHash(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
+}
+
+func (m *Manager) addRecord(ctx context.Context, b *box, rec Record) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
+	defer cancel()
+	version, err := m.store.Create(ctx, rec)
+	if err != nil {
+		return sandbox.Errorf(sandbox.CodeStoreAway, "the sandbox's record could not be written").WithCause(err)
+	}
+	b.mu.Lock()
+	b.version = version
+	b.mu.Unlock()
+	return nil
+}
+
+// bootSlot waits for a place among those that boot at once.
+func (m *Manager) bootSlot(ctx context.Context) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Hold)
+	defer cancel()
+	select {
+	case m.boots <- struct{}{}:
+		return func() { <-m.boots }, nil
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, &sandbox.Error{
+				Code: sandbox.CodeNoCapacity, Message: "too many sandboxes boot at once; try again in a moment",
+				RetryAfter: 10 * time.Second,
+			}
+		}
+		return nil, ctx.Err()
+	}
+}
+
+// newContainer makes the container of the box's record, not started.
+func (m *Manager) newContainer(ctx context.Context, b *box) (Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	rec := b.record()
+	return m.runtime.Create(ctx, Spec{ //nolint:wrapcheck // already the contract's error
+		SandboxID: rec.SandboxID,
+		Volume:    rec.Volume,
+		Env:       map[string]string{guest.TokenHashEnv: tokenHash(rec.Secrets.Token)},
+	})
+}
+
+// bring starts a new container and makes it what was asked for: OpenCode boots
+// while the repository is cloned.
+func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan) (written int, err error) {
+	g, err := m.open(ctx, b, cont)
+	if err != nil {
+		return 0, err
+	}
+	elsewhere := p.directory != guest.Workspace
+	if elsewhere && p.repo != nil {
+		// The folder may be one of the repository's: it is OpenCode's working
+		// directory, so it must be there first.
+		if err := m.clone(ctx, g, *p.repo); err != nil {
+			return 0, atStep(ctx, "clone", err)
+		}
+	}
+	if elsewhere {
+		if err := m.makeDirectory(ctx, g, p.directory); err != nil {
+			return 0, atStep(ctx, "directory", err)
+		}
+	}
+	var applied guest.Applied
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		applied, err = m.startOpenCode(groupCtx, b, g, p.config)
+		return atStepOrNil(ctx, "opencode", err)
+	})
+	if p.repo != nil && !elsewhere {
+		group.Go(func() error { return atStepOrNil(ctx, "clone", m.clone(groupCtx, g, *p.repo)) })
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err //nolint:wrapcheck // already names the step
+	}
+	b.mu.Lock()
+	b.attached = true
+	b.mu.Unlock()
+	return p.config.CountWritten(applied.Written), nil
+}
+
+func atStepOrNil(ctx context.Context, step string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return atStep(ctx, step, err)
+}
+
+// clone clones the repository into the workspace.
+func (m *Manager) clone(ctx context.Context, g *guest.Client, repo Repository) error {
+	limit := m.settings.Deadlines.Clone
+	ctx, cancel := context.WithTimeout(ctx, limit+5*time.Second)
+	defer cancel()
+	argv, env := repo.Command(guest.Workspace, m.settings.GitProtocols)
+	res, err := runCommand(ctx, g, guest.ExecRequest{Command: argv, Env: env, TimeoutMs: limit.Milliseconds()})
+	switch {
+	case err != nil:
+		return fmt.Errorf("running git: %w", err)
+	case res.TimedOut:
+		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s took longer than %s", repo.URL, limit)
+	case res.ExitCode != 0:
+		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s failed: %s", repo.URL, lastWords(repo.Redact(res.Stderr)))
+	}
+	return nil
+}
+
+func (m *Manager) makeDirectory(ctx context.Context, g *guest.Client, dir string) error {
+	res, err := runCommand(ctx, g, guest.ExecRequest{Command: []string{"mkdir", "-p", "--", dir}, WorkingDir: guest.Workspace})
+	if err != nil {
+		return fmt.Errorf("making the directory: %w", err)
+	}
+	if res.ExitCode != 0 {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the directory cannot be made: %s", lastWords(res.Stderr))
+	}
+	return nil
+}
+
+// runCommand collects the output of a command.
+func runCommand(ctx context.Context, g *guest.Client, req guest.ExecRequest) (sandbox.ExecResponse, error) {
+	var res sandbox.ExecResponse
+	var stdout, stderr strings.Builder
+	err := g.Exec(ctx, req, func(e guest.ExecEvent) error {
+		switch e.Type {
+		case "stdout":
+			stdout.Write(e.Data)
+		case "stderr":
+			stderr.Write(e.Data)
+		case "exit":
+			res.ExitCode, res.Truncated, res.TimedOut = e.ExitCode, e.Truncated, e.TimedOut
+			stderr.WriteString(e.Error)
+		}
+		return nil
+	})
+	res.Stdout, res.Stderr = stdout.String(), stderr.String()
+	return res, err //nolint:wrapcheck // the caller says what was run
+}
+
+// lastWords is the end of what a program said, fit to be shown: printable, and
+// short enough for an error message.
+func lastWords(s string) string {
+	const limit = 2000
+	clean := strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return r
+		}
+		if r < ' ' || r == 0x7f || 0x80 <= r && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(strings.ReplaceAll(s, "\r", "\n"), "�"))
+	clean = strings.TrimSpace(clean)
+	if len(clean) > limit {
+		clean = "…" + strings.ToValidUTF8(clean[len(clean)-limit:], "")
+	}
+	return clean
+}
+
+// createAgain is a create of a sandbox that its owner has already: it is woken,
+// the config applied, and an empty workspace filled.
+func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int, err error) {
+	if err := m.up(ctx, b); err != nil {
+		return 0, err
+	}
+	if !p.config.Empty() {
+		if written, err = m.applyConfig(ctx, b, p.config, p.rawConfig); err != nil {
+			return 0, err
+		}
+	}
+	if p.repo == nil {
+		return written, nil
+	}
+	b.mu.Lock()
+	g := b.guest
+	b.mu.Unlock()
+	empty, err := workspaceEmpty(ctx, g)
+	if err != nil || !empty {
+		return written, err
+	}
+	if err := m.clone(ctx, g, *p.repo); err != nil {
+		return 0, atStep(ctx, "clone", err)
+	}
+	return written, m.save(ctx, b, func(r *Record) { r.GitURL, r.GitBranch = p.repo.URL, p.repo.Branch })
+}
+
+func workspaceEmpty(ctx context.Context, g *guest.Client) (bool, error) {
+	f, err := g.ReadFile(ctx, strings.TrimPrefix(guest.Workspace, guest.Home+"/"))
+	if err != nil {
+		return false, fmt.Errorf("listing the workspace: %w", err)
+	}
+	if f.Body != nil {
+		_ = f.Body.Close()
+	}
+	return f.Listing != nil && len(f.Listing.Entries) == 0, nil
+}

@@ -1,0 +1,89 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// Delete removes a sandbox with everything that it has: whatever runs on it is
+// ended first, a create included. Deleting what is not there is fine. When the
+// engine or the store is away the sandbox is gone for callers all the same, the
+// error says what must be done again, and the gateway does it by itself too.
+func (m *Manager) Delete(ctx context.Context, id string) error {
+	if err := sandbox.CheckID(id); err != nil {
+		return err //nolint:wrapcheck // already the contract's error
+	}
+	b := m.find(id)
+	if b == nil {
+		return nil
+	}
+	b.end(ErrDeleted)
+	return m.serially(ctx, b, true, func(ctx context.Context) error { return m.destroy(ctx, b) })
+}
+
+// destroy removes container, volume and record, in that order, so that what is
+// interrupted is found again. The caller holds serial.
+func (m *Manager) destroy(ctx context.Context, b *box) error {
+	b.mu.Lock()
+	gone, st, rec, run := b.gone, b.state, b.rec, b.cont.Run()
+	unreadable := b.unreadable
+	b.mu.Unlock()
+	if gone {
+		return nil
+	}
+	b.end(ErrDeleted)
+	if st == stateAbsent {
+		m.forget(b)
+		return nil
+	}
+	if err := m.become(b, stateDeleting, false); err != nil {
+		return err
+	}
+	// A delete that was asked for is finished, whoever leaves meanwhile.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
+	defer cancel()
+	if rec.Phase == PhaseReady && !unreadable {
+		if err := m.save(ctx, b, func(r *Record) { r.Phase = PhaseDeleting }); err != nil {
+			return err
+		}
+	}
+	m.links.Drop(run)
+	if err := m.removeFromEngine(ctx, rec, b.id); err != nil {
+		return err
+	}
+	if err := m.store.Delete(ctx, b.id); err != nil {
+		return sandbox.Errorf(sandbox.CodeStoreAway, "the sandbox's record could not be removed; delete it again").WithCause(err)
+	}
+	if err := m.become(b, stateAbsent, false); err != nil {
+		return err
+	}
+	m.notices.Drop(b.id, rec.Incarnation)
+	if st != stateCreating {
+		m.log.Info("deleted", "sandboxId", b.id, "userId", rec.UserID)
+		m.notify(rec, sandbox.EventSandboxDeleted, nil)
+	}
+	m.forget(b)
+	return nil
+}
+
+func (m *Manager) removeFromEngine(ctx context.Context, rec Record, id string) error {
+	// By name: a create that was interrupted has not noted the container's id.
+	cont, err := m.runtime.Find(ctx, id)
+	switch {
+	case err == nil:
+		if err := m.runtime.Remove(ctx, cont.ID); err != nil && !errors.Is(err, ErrNoContainer) {
+			return err //nolint:wrapcheck // already the contract's error
+		}
+	case !errors.Is(err, ErrNoContainer):
+		return err //nolint:wrapcheck // already the contract's error
+	}
+	if rec.Volume == "" {
+		return nil
+	}
+	if err := m.runtime.RemoveVolume(ctx, rec.Volume); err != nil && !errors.Is(err, ErrNoContainer) {
+		return err //nolint:wrapcheck // already the contract's error
+	}
+	return nil
+}

@@ -1,0 +1,424 @@
+// Package lifecycle is the domain of the gateway: what a sandbox is, which
+// states it goes through and under which deadlines, and how what the store
+// wants and what the engine does are brought together again. It knows no
+// engine, no HTTP framework and no file layout; those implement the interfaces
+// declared here.
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// Provider is what the gateway calls itself in answers and webhooks.
+const Provider = "docker"
+
+// Causes with which a sandbox's life context ends.
+var (
+	// ErrDeleted ends everything that still hangs on a deleted sandbox.
+	ErrDeleted = sandbox.Errorf(sandbox.CodeSandboxDeleted, "the sandbox was deleted")
+	// ErrClosing ends what runs when the gateway shuts down.
+	ErrClosing = sandbox.Errorf(sandbox.CodeShuttingDown, "the gateway is shutting down; try again in a moment")
+)
+
+// Links is the data path into sandboxes. It carries requests to the URLs of a
+// registered link over connections that belong to that run of the container.
+type Links interface {
+	http.RoundTripper
+	// Register opens the path to one run; registering it again is fine.
+	Register(c Container) Link
+	// Drop closes the path and every connection on it, at once.
+	Drop(run Run)
+}
+
+// Link is where one run of a sandbox is reached through Links.
+type Link struct {
+	GuestURL    string
+	OpenCodeURL string
+}
+
+// Notices tells the outside what happens. Neither method blocks.
+type Notices interface {
+	Send(sandboxID, incarnation string, event sandbox.Event, data map[string]any)
+	// Drop forgets what waits to be told of a deleted incarnation.
+	Drop(sandboxID, incarnation string)
+}
+
+// Settings of a Manager.
+type Settings struct {
+	Deadlines Deadlines
+	// MaxRunning bounds the sandboxes that run at once, 0 means no bound.
+	MaxRunning int
+	// BootConcurrency bounds how many boot at once; more of them wait.
+	BootConcurrency int
+	// MaxHeld bounds the requests that wait for one sandbox.
+	MaxHeld int
+	// Defaults is laid under every sandbox's own config.
+	Defaults     Config
+	GitProtocols []string
+	// ReconcileEvery is the period of the comparison of store and engine.
+	ReconcileEvery time.Duration
+}
+
+// DefaultSettings are what a gateway starts from.
+func DefaultSettings() Settings {
+	return Settings{
+		Deadlines:       DefaultDeadlines(),
+		MaxRunning:      20,
+		BootConcurrency: 4,
+		MaxHeld:         128,
+		GitProtocols:    DefaultGitProtocols(),
+		ReconcileEvery:  time.Minute,
+	}
+}
+
+// Manager keeps the sandboxes. All methods are safe for concurrent use; what
+// concerns one sandbox happens one after another.
+type Manager struct {
+	settings Settings
+	runtime  Runtime
+	store    Store
+	links    Links
+	notices  Notices
+	log      *slog.Logger
+
+	base     context.Context //nolint:containedctx // the parent of work that outlives a request
+	shutdown context.CancelCauseFunc
+	work     sync.WaitGroup
+	boots    chan struct{}
+	occupied atomic.Int64
+
+	mu    sync.RWMutex
+	boxes map[string]*box
+}
+
+// box is one sandbox. serial is held by whoever changes it; mu guards the
+// fields for readers and for what the engine reports.
+type box struct {
+	id     string
+	serial chan struct{}
+
+	mu         sync.Mutex
+	state      state
+	rec        Record
+	version    Version
+	cont       Container
+	link       Link
+	guest      *guest.Client
+	attached   bool            // sandboxd has confirmed OpenCode in this run
+	life       context.Context //nolint:containedctx // ends with the incarnation
+	end        context.CancelCauseFunc
+	lastActive time.Time
+	gone       bool // no longer in the manager's map
+	unreadable bool // the record exists and cannot be read
+	boots      int
+	bootErr    error
+	held       atomic.Int64
+}
+
+// New makes a Manager. Start must be called before it serves.
+func New(settings Settings, runtime Runtime, store Store, links Links, notices Notices, log *slog.Logger) *Manager {
+	base, shutdown := context.WithCancelCause(context.Background())
+	return &Manager{
+		settings: settings, runtime: runtime, store: store, links: links, notices: notices, log: log,
+		base: base, shutdown: shutdown,
+		boots: make(chan struct{}, max(1, settings.BootConcurrency)),
+		boxes: map[string]*box{},
+	}
+}
+
+// Start loads the records and begins to follow the engine in the background.
+// It fails only when the store cannot be read: an engine that is away is waited
+// for while the gateway serves.
+func (m *Manager) Start(ctx context.Context) error {
+	if err := m.load(ctx); err != nil {
+		return err
+	}
+	m.work.Go(m.follow)
+	m.work.Go(m.tick)
+	return nil
+}
+
+// Close ends what runs and waits for it, no longer than ctx. Sandboxes stay.
+func (m *Manager) Close(ctx context.Context) error {
+	m.shutdown(ErrClosing)
+	done := make(chan struct{})
+	go func() {
+		m.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errors.New("work on sandboxes did not end in time")
+	}
+}
+
+// Ready returns nil when engine and store can be used.
+func (m *Manager) Ready(ctx context.Context) error {
+	if err := m.store.Ready(ctx); err != nil {
+		return sandbox.Errorf(sandbox.CodeStoreAway, "the store cannot be written").WithCause(err)
+	}
+	return m.runtime.Ready(ctx) //nolint:wrapcheck // already the contract's error
+}
+
+// newBox makes a box in the map's lock.
+func (m *Manager) newBox(id string) *box {
+	b := &box{id: id, serial: make(chan struct{}, 1), state: stateAbsent}
+	b.life, b.end = context.WithCancelCause(m.base)
+	m.boxes[id] = b
+	return b
+}
+
+// find returns the box of id, nil if there is none.
+func (m *Manager) find(id string) *box {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.boxes[id]
+}
+
+// findOrAdd returns the box of id, making one if there is none.
+func (m *Manager) findOrAdd(id string) *box {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b := m.boxes[id]; b != nil {
+		return b
+	}
+	return m.newBox(id)
+}
+
+// forget takes the box out of the map: its sandbox is no more.
+func (m *Manager) forget(b *box) {
+	b.end(ErrDeleted)
+	b.mu.Lock()
+	b.gone = true
+	b.mu.Unlock()
+	m.mu.Lock()
+	if m.boxes[b.id] == b {
+		delete(m.boxes, b.id)
+	}
+	m.mu.Unlock()
+}
+
+// existing returns the box of a sandbox that callers can see.
+func (m *Manager) existing(id string) (*box, error) {
+	if err := sandbox.CheckID(id); err != nil {
+		return nil, err //nolint:wrapcheck // already the contract's error
+	}
+	b := m.find(id)
+	if b == nil || !b.current().visible() {
+		return nil, sandbox.Errorf(sandbox.CodeSandboxNotFound, "there is no sandbox %q; create it with POST /sandbox", id)
+	}
+	return b, nil
+}
+
+func (b *box) current() state {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state
+}
+
+func (b *box) record() Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rec
+}
+
+// become moves a box to another state as the table allows, and counts it
+// against MaxRunning. forced is for what runs already.
+func (m *Manager) become(b *box, next state, forced bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return m.becomeLocked(b, next, forced)
+}
+
+func (m *Manager) becomeLocked(b *box, next state, forced bool) error {
+	if b.state == next {
+		return nil
+	}
+	if !b.state.mayBecome(next) {
+		err := errTransition(b.state, next)
+		m.log.Error("refused a transition", "sandboxId", b.id, "error", err)
+		return err
+	}
+	switch was, will := b.state.occupies(), next.occupies(); {
+	case !was && will:
+		limit := int64(m.settings.MaxRunning)
+		if n := m.occupied.Add(1); limit > 0 && n > limit && !forced {
+			m.occupied.Add(-1)
+			return &sandbox.Error{
+				Code:       sandbox.CodeNoCapacity,
+				Message:    "all the sandboxes that may run at once are running; stop or delete one, or raise MAX_RUNNING",
+				RetryAfter: 30 * time.Second,
+			}
+		}
+	case was && !will:
+		m.occupied.Add(-1)
+	}
+	b.state = next
+	return nil
+}
+
+// serially runs fn alone on the box. fn goes on when the caller leaves; its
+// context is the box's life, or the manager's for work that must outlive it.
+func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ctx context.Context) error) error {
+	select {
+	case b.serial <- struct{}{}:
+	case <-ctx.Done():
+		return waitError(ctx)
+	case <-m.base.Done():
+		return ErrClosing
+	}
+	opCtx := b.life
+	if outlive {
+		opCtx = m.base
+	}
+	done := make(chan error, 1)
+	m.work.Go(func() {
+		defer func() { <-b.serial }()
+		done <- fn(opCtx)
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return waitError(ctx)
+	}
+}
+
+// waitError says why a wait ended.
+func waitError(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if e, ok := errors.AsType[*sandbox.Error](cause); ok {
+		return e
+	}
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return &sandbox.Error{Code: sandbox.CodeDeadline, Message: "the sandbox was not ready in time; it goes on in the background, try again", RetryAfter: sandbox.DefaultRetryAfter, Cause: cause}
+	}
+	return cause
+}
+
+// atStep names the step that failed, in the words of what failed in it.
+func atStep(ctx context.Context, step string, err error) error {
+	if ended, ok := errors.AsType[*sandbox.Error](context.Cause(ctx)); ok {
+		return ended // deleted or shutting down: whatever failed, failed because of that
+	}
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		clone := *e
+		clone.Message = "step " + step + ": " + e.Message
+		return &clone
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return sandbox.Errorf(sandbox.CodeDeadline, "step %s took too long", step).WithCause(err)
+	}
+	return sandbox.Errorf(sandbox.CodeInternal, "step %s failed; the gateway's log has the cause", step).WithCause(err)
+}
+
+// save writes a change of the record. The caller holds serial.
+func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Store)
+	defer cancel()
+	b.mu.Lock()
+	rec, version := b.rec, b.version
+	b.mu.Unlock()
+	change(&rec)
+	version, err := m.store.Update(ctx, rec, version)
+	if err != nil {
+		return sandbox.Errorf(sandbox.CodeStoreAway, "the sandbox's record could not be written").WithCause(err)
+	}
+	b.mu.Lock()
+	b.rec, b.version = rec, version
+	b.mu.Unlock()
+	return nil
+}
+
+func (m *Manager) notify(rec Record, event sandbox.Event, more map[string]any) {
+	data := map[string]any{"sandboxId": rec.SandboxID, "userId": rec.UserID, "provider": Provider}
+	for k, v := range more {
+		data[k] = v
+	}
+	m.notices.Send(rec.SandboxID, rec.Incarnation, event, data)
+}
+
+// Get describes one sandbox. While it runs sandboxd is asked how it fares; a
+// sandboxd that does not answer within a second is left out.
+func (m *Manager) Get(ctx context.Context, id string) (sandbox.Info, error) {
+	b, err := m.existing(id)
+	if err != nil {
+		return sandbox.Info{}, err
+	}
+	info, g := b.info()
+	if g != nil {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if st, err := g.Status(ctx); err == nil {
+			info.Busy, info.BusyReasons = st.Busy, st.Reasons
+			info.OpenCode = &sandbox.OpenCodeInfo{
+				State: st.OpenCode.State, Version: st.OpenCode.Version,
+				Restarts: st.OpenCode.Restarts, LastExit: st.OpenCode.LastExit,
+			}
+		}
+	}
+	return info, nil
+}
+
+func (b *box) info() (sandbox.Info, *guest.Client) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	info := sandbox.Info{
+		SandboxID: b.id, UserID: b.rec.UserID, Status: b.state.Status(), Provider: Provider,
+		HasWorkspace: b.state != stateLost && b.state != stateCreating,
+		CreatedAt:    sandbox.At(b.rec.CreatedAt), LastActiveAt: sandbox.At(b.lastActive),
+		GitURL: b.rec.GitURL, Directory: b.rec.Directory, LastError: b.rec.LastError,
+	}
+	if b.state == stateRunning {
+		return info, b.guest
+	}
+	return info, nil
+}
+
+// Filter selects from the list of sandboxes; empty fields select all. Cursor is
+// the NextCursor of the page before.
+type Filter struct {
+	UserID string
+	Status sandbox.Status
+	Limit  int
+	Cursor string
+}
+
+// List returns a page of the sandboxes in the order of their ids.
+func (m *Manager) List(f Filter) sandbox.ListResponse {
+	m.mu.RLock()
+	boxes := make([]*box, 0, len(m.boxes))
+	for id, b := range m.boxes {
+		if id > f.Cursor {
+			boxes = append(boxes, b)
+		}
+	}
+	m.mu.RUnlock()
+	slices.SortFunc(boxes, func(a, b *box) int { return strings.Compare(a.id, b.id) })
+	page := sandbox.ListResponse{Sandboxes: []sandbox.Info{}}
+	for _, b := range boxes {
+		info, _ := b.info()
+		if info.Status == "" || f.UserID != "" && info.UserID != f.UserID || f.Status != "" && info.Status != f.Status {
+			continue
+		}
+		if len(page.Sandboxes) == f.Limit {
+			page.NextCursor = page.Sandboxes[f.Limit-1].SandboxID
+			break
+		}
+		page.Sandboxes = append(page.Sandboxes, info)
+	}
+	return page
+}

@@ -1,0 +1,85 @@
+package lifecycle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+// Errors of a Store.
+var (
+	// ErrNoRecord is returned for a sandbox that the store does not know.
+	ErrNoRecord = errors.New("no such record")
+	// ErrRecordExists is returned by Create for an id that has a record.
+	ErrRecordExists = errors.New("record exists")
+	// ErrRecordChanged is returned by Update when the version does not match.
+	ErrRecordChanged = errors.New("record changed meanwhile")
+)
+
+// Phase is how far a record has come. It is what a restart goes by.
+type Phase string
+
+// The phases of a record.
+const (
+	// PhaseCreating: the create has not answered yet; a restart rolls it back.
+	PhaseCreating Phase = "creating"
+	// PhaseReady: the sandbox exists.
+	PhaseReady Phase = "ready"
+	// PhaseDeleting: a delete was asked for; a restart finishes it.
+	PhaseDeleting Phase = "deleting"
+)
+
+// Record is what must survive a restart of one sandbox. Secrets are sealed by
+// the store; everything else is readable, and authenticated with them.
+type Record struct {
+	SandboxID    string    `json:"sandboxId"`
+	UserID       string    `json:"userId"`
+	Incarnation  string    `json:"incarnation"`
+	Phase        Phase     `json:"phase"`
+	CreatedAt    time.Time `json:"createdAt"`
+	LastActiveAt time.Time `json:"lastActiveAt"`
+	Directory    string    `json:"directory"`
+	GitURL       string    `json:"gitUrl,omitempty"` // without credentials
+	GitBranch    string    `json:"gitBranch,omitempty"`
+	Volume       string    `json:"volume"`
+	ContainerID  string    `json:"containerId,omitempty"`
+	LastError    string    `json:"lastError,omitempty"`
+
+	Secrets Secrets `json:"-"`
+}
+
+// Secrets are the part of a record that is sealed.
+type Secrets struct {
+	Token    string          `json:"token"`    // sandboxd's
+	Password string          `json:"password"` // OpenCode's
+	Config   json.RawMessage `json:"config,omitempty"`
+}
+
+// Version identifies what a record's bytes were when it was read or written.
+type Version string
+
+// Stored is a record with its version.
+type Stored struct {
+	Record  Record
+	Version Version
+}
+
+// Listing is every record of a store. Unreadable are ids whose record exists
+// and cannot be used (damaged, or sealed with another key): what belongs to
+// them must not be taken for orphaned.
+type Listing struct {
+	Stored     []Stored
+	Unreadable map[string]error
+}
+
+// Store keeps records. Writes are atomic and durable; every method is safe for
+// concurrent use.
+type Store interface {
+	Create(ctx context.Context, r Record) (Version, error)
+	Update(ctx context.Context, r Record, v Version) (Version, error)
+	Delete(ctx context.Context, sandboxID string) error
+	List(ctx context.Context) (Listing, error)
+	// Ready returns nil when records can be written.
+	Ready(ctx context.Context) error
+}

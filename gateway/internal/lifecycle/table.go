@@ -1,0 +1,92 @@
+package lifecycle
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// Phase says what the store knows of a sandbox, state what the gateway knows.
+// A state lives in memory only: after a restart it is worked out again from
+// the record and the engine.
+type state string
+
+// The states of a sandbox.
+const (
+	stateAbsent   state = "absent"   // no record (yet, or any more)
+	stateCreating state = "creating" // a create is on its way
+	stateRunning  state = "running"  // the container runs
+	stateStopped  state = "stopped"  // the container does not run, the disk is kept
+	stateStarting state = "starting" // stopped, and being started
+	stateLost     state = "lost"     // the volume was removed behind our back
+	stateDeleting state = "deleting" // a delete is on its way, or must be retried
+)
+
+// transitions is the one place that says which state may follow which, and
+// what a caller sees of each.
+//
+//nolint:gochecknoglobals // a constant table
+var transitions = map[state]struct {
+	status sandbox.Status
+	next   []state
+}{
+	stateAbsent:   {"", []state{stateCreating, stateDeleting, stateStopped}},
+	stateCreating: {sandbox.StatusCreating, []state{stateRunning, stateDeleting}},
+	stateRunning:  {sandbox.StatusRunning, []state{stateStopped, stateLost, stateDeleting}},
+	stateStopped:  {sandbox.StatusStopped, []state{stateStarting, stateRunning, stateLost, stateDeleting}},
+	stateStarting: {sandbox.StatusStopped, []state{stateRunning, stateStopped, stateLost, stateDeleting}},
+	stateLost:     {sandbox.StatusError, []state{stateDeleting}},
+	stateDeleting: {"", []state{stateAbsent}},
+}
+
+// Status is what a caller sees of the state; empty when the sandbox is not there.
+func (s state) Status() sandbox.Status { return transitions[s].status }
+
+// visible says whether callers can see a sandbox in this state.
+func (s state) visible() bool { return s.Status() != "" }
+
+// occupies says whether a sandbox in this state counts against MaxRunning.
+func (s state) occupies() bool {
+	return s == stateCreating || s == stateRunning || s == stateStarting
+}
+
+func (s state) mayBecome(next state) bool {
+	for _, n := range transitions[s].next {
+		if n == next {
+			return true
+		}
+	}
+	return false
+}
+
+// Deadlines bound every step of a sandbox's life.
+type Deadlines struct {
+	Engine time.Duration // one call to the engine: create, start, remove
+	Guest  time.Duration // from a started container to a sandboxd that answers
+	Boot   time.Duration // from there to an OpenCode that is ready
+	Clone  time.Duration // git clone
+	Config time.Duration // a change of config in a running sandbox
+	Stop   time.Duration // OpenCode's grace before it is killed
+	Hold   time.Duration // how long a request waits for its sandbox
+	Store  time.Duration // one write of a record
+}
+
+// DefaultDeadlines are generous: they end what is stuck, not what is slow.
+func DefaultDeadlines() Deadlines {
+	return Deadlines{
+		Engine: time.Minute,
+		Guest:  30 * time.Second,
+		Boot:   90 * time.Second, // measured: 2–6 s; a loaded host takes longer
+		Clone:  5 * time.Minute,
+		Config: 30 * time.Second,
+		Stop:   10 * time.Second,
+		Hold:   2 * time.Minute,
+		Store:  10 * time.Second,
+	}
+}
+
+// errTransition is a bug, not a condition: it names the table that forbids it.
+func errTransition(from, to state) error {
+	return fmt.Errorf("the lifecycle table has no way from %s to %s", from, to)
+}
