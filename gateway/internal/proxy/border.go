@@ -1,0 +1,181 @@
+package proxy
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// OwnCookiePrefix begins the name of every cookie that the gateway sets, after a
+// __Host- or __Secure- prefix. A sandbox may not set one.
+const OwnCookiePrefix = "agentpod"
+
+// inward are the request headers that never reach a sandbox: credentials and
+// traces of the control plane. Origin and Referer name pages of ours (a Referer
+// can hold a token parameter) and OpenCode needs neither, its WebSocket included.
+//
+//nolint:gochecknoglobals // a constant list
+var inward = []string{
+	"Authorization", "Cookie", "Cookie2", "Forwarded", "Origin", "Referer",
+	"Te", "Trailer", "Via", "X-Real-Ip", "X-Original-Url", "X-Rewrite-Url",
+}
+
+// outward are the response headers that a sandbox may not set for an origin of
+// ours: each outlives the response, speaks for the whole origin, or makes a
+// browser or a server in front of the gateway act.
+//
+//nolint:gochecknoglobals // a constant list
+var outward = []string{
+	"Accept-Ch", "Activate-Storage-Access", "Alt-Svc", "Authentication-Info", "Clear-Site-Data",
+	"Content-Security-Policy-Report-Only", "Critical-Ch", "Expect-Ct", "Nel", "Origin-Trial",
+	"Public-Key-Pins", "Public-Key-Pins-Report-Only", "Refresh", "Report-To", "Reporting-Endpoints",
+	"Service-Worker-Allowed", "Set-Cookie2", "Set-Login", "Speculation-Rules", "Strict-Transport-Security",
+	"Use-As-Dictionary", "Www-Authenticate", "X-Accel-Redirect", "X-Lighttpd-Send-File", "X-Reproxy-Url",
+	"X-Sendfile",
+}
+
+// ownParameters are the query parameters that carry a credential of ours, or
+// OpenCode's own password, which the gateway sets itself.
+//
+//nolint:gochecknoglobals // a constant list
+var ownParameters = []string{"token", "ticket", "auth_token"}
+
+func cleanRequestHeader(h http.Header) {
+	for _, name := range inward {
+		h.Del(name)
+	}
+	for name := range h {
+		if strings.HasPrefix(name, "X-Forwarded-") {
+			delete(h, name)
+		}
+	}
+	if !strings.EqualFold(h.Get("Upgrade"), "websocket") {
+		h.Del("Upgrade")
+		h.Del("Connection")
+	}
+}
+
+func cleanResponseHeader(h http.Header, req Request) {
+	for _, name := range outward {
+		h.Del(name)
+	}
+	for name := range h {
+		if strings.HasPrefix(name, "Access-Control-") {
+			delete(h, name)
+		}
+	}
+	if location := h.Get("Location"); location != "" {
+		h.Del("Location")
+		if inside := rebase(location, req); inside != "" {
+			h.Set("Location", inside)
+		}
+	}
+	if req.ControlPlane {
+		h.Del("Set-Cookie")
+		h.Set("Content-Security-Policy", "sandbox")
+		h.Set("X-Content-Type-Options", "nosniff")
+		return
+	}
+	if cookies := slices.DeleteFunc(slices.Clone(h.Values("Set-Cookie")), foreignCookie); len(cookies) > 0 {
+		h["Set-Cookie"] = cookies
+	} else {
+		h.Del("Set-Cookie")
+	}
+}
+
+// foreignCookie reports whether a sandbox may not set this cookie even on its
+// own host: with Domain it would reach other hosts, and a name of ours could
+// pass for a cookie of ours.
+func foreignCookie(line string) bool {
+	pair, attributes, _ := strings.Cut(line, ";")
+	name, _, _ := strings.Cut(pair, "=")
+	name = strings.ToLower(strings.TrimSpace(name))
+	name = strings.TrimPrefix(strings.TrimPrefix(name, "__host-"), "__secure-")
+	if strings.HasPrefix(name, OwnCookiePrefix) {
+		return true
+	}
+	for attribute := range strings.SplitSeq(attributes, ";") {
+		key, _, _ := strings.Cut(attribute, "=")
+		if strings.EqualFold(strings.TrimSpace(key), "domain") {
+			return true
+		}
+	}
+	return false
+}
+
+// rebase turns a Location of OpenCode into one under the caller's prefix. Only
+// places inside the same OpenCode survive; any other is dropped ("").
+func rebase(location string, req Request) string {
+	base := &url.URL{Scheme: "http", Host: "opencode.invalid", Path: "/"}
+	if at, err := url.Parse(req.path()); err == nil && strings.HasPrefix(at.Path, "/") && at.Host == "" {
+		base.Path, base.RawPath = at.Path, at.RawPath
+	}
+	to, err := url.Parse(location)
+	if err != nil {
+		return ""
+	}
+	switch to.Host {
+	case "":
+	case "127.0.0.1:4096", "localhost:4096":
+		if to.Scheme != "" && to.Scheme != "http" {
+			return ""
+		}
+		to.Scheme, to.Host = base.Scheme, base.Host
+	default:
+		return ""
+	}
+	to = base.ResolveReference(to)
+	path := to.EscapedPath()
+	if to.Host != base.Host || to.Scheme != base.Scheme || to.User != nil || sandbox.CheckPath(path) != nil {
+		return ""
+	}
+	if req.Prefix == "" && strings.HasPrefix(path, "//") {
+		return "" // a browser would read a host
+	}
+	out := req.Prefix + path
+	if to.RawQuery != "" || to.ForceQuery {
+		out += "?" + to.RawQuery
+	}
+	if to.Fragment != "" {
+		out += "#" + to.EscapedFragment()
+	}
+	return out
+}
+
+// checkPath refuses a raw path that could mean another to OpenCode, or that is
+// not one.
+func checkPath(path string) error {
+	if !strings.HasPrefix(path, "/") {
+		return sandbox.Errorf(sandbox.CodeInvalidPath, "the path must begin with a slash")
+	}
+	if strings.ContainsAny(path, " ?#") {
+		return sandbox.Errorf(sandbox.CodeInvalidPath, "the path has a character that must be percent-encoded")
+	}
+	return sandbox.CheckPath(path)
+}
+
+// cleanQuery removes the parameters of ours and leaves every other byte alone,
+// however unparsable it is.
+func cleanQuery(raw string) string {
+	if raw == "" {
+		return raw
+	}
+	kept := make([]string, 0, strings.Count(raw, "&")+1)
+	for pair := range strings.SplitSeq(raw, "&") {
+		if !ownParameter(pair) {
+			kept = append(kept, pair)
+		}
+	}
+	return strings.Join(kept, "&")
+}
+
+func ownParameter(pair string) bool {
+	name, _, _ := strings.Cut(pair, "=")
+	if plain, err := url.QueryUnescape(name); err == nil {
+		name = plain
+	}
+	return slices.Contains(ownParameters, name)
+}

@@ -1,0 +1,323 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// DefaultMaxBody bounds a request body, in bytes, unless Settings say otherwise.
+const DefaultMaxBody = 256 << 20
+
+// ErrClientGone is returned when the caller left before the reply began: there
+// is nobody to answer.
+var ErrClientGone = errors.New("the client left")
+
+// Settings are a Proxy's bounds.
+type Settings struct {
+	// MaxBody bounds a request body in bytes; 0 means DefaultMaxBody.
+	MaxBody int64
+	// Logger gets what goes wrong after a reply began. It never sees a query.
+	Logger *slog.Logger
+}
+
+// Request says where one request goes and how it is guarded.
+type Request struct {
+	// OpenCodeURL is the base URL that Transport.Register gave.
+	OpenCodeURL string
+	// Password is OpenCode's, sent as Basic authorization.
+	Password string
+	// Path is the raw path below the prefix as it stood in the request line, still
+	// percent-encoded and without the query; empty means "/".
+	Path string
+	// Prefix is what was cut off before Path, such as "/sandbox/ID/opencode". A
+	// redirect within OpenCode is put under it again.
+	Prefix string
+	// Done ends the request, its streams and upgraded connections when the
+	// sandbox's incarnation is over; a sandbox.Error as its cause is the reply if
+	// none began. Nil means never.
+	Done context.Context //nolint:containedctx // it is a second lifetime, not the call's own
+	// ControlPlane says that the reply is served under an origin of ours, where
+	// nothing that a sandbox sends may act.
+	ControlPlane bool
+}
+
+func (r Request) path() string {
+	if r.Path == "" {
+		return "/"
+	}
+	return r.Path
+}
+
+// over returns the reply for a sandbox whose incarnation is over, nil before.
+func (r Request) over() error {
+	if r.Done == nil || r.Done.Err() == nil {
+		return nil
+	}
+	cause := context.Cause(r.Done)
+	if e, ok := errors.AsType[*sandbox.Error](cause); ok {
+		return e
+	}
+	return sandbox.Errorf(sandbox.CodeOpenCodeDown, "the sandbox was stopped or restarted; try again").WithCause(cause)
+}
+
+// whenOver calls end with the cause when the incarnation is over, unless the
+// returned function was called before.
+func (r Request) whenOver(end context.CancelCauseFunc) (forget func()) {
+	if r.Done == nil {
+		return func() {}
+	}
+	stop := context.AfterFunc(r.Done, func() { end(context.Cause(r.Done)) })
+	return func() { stop() }
+}
+
+// Proxy carries requests to OpenCode. Safe for concurrent use.
+type Proxy struct {
+	reverse *httputil.ReverseProxy
+	maxBody int64
+	log     *slog.Logger
+}
+
+// New makes a Proxy on a Transport.
+func New(transport *Transport, settings Settings) *Proxy {
+	p := &Proxy{maxBody: settings.MaxBody, log: settings.Logger}
+	if p.maxBody <= 0 {
+		p.maxBody = DefaultMaxBody
+	}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	p.reverse = &httputil.ReverseProxy{
+		Transport:      upstream{next: transport},
+		Rewrite:        rewrite,
+		ModifyResponse: modifyResponse,
+		ErrorHandler:   keepError,
+		FlushInterval:  -1,
+		BufferPool:     &buffers{},
+		ErrorLog:       slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	}
+	return p
+}
+
+// exchange is what the shared ReverseProxy's hooks know of one request.
+type exchange struct {
+	req Request
+	err error
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	return x
+}
+
+// Serve carries one request to OpenCode and its reply back, both streamed. It
+// returns when the reply, stream or upgraded connection has ended.
+//
+// An error is returned only while nothing has been written to w, so that the
+// caller can answer: a sandbox.Error, or ErrClientGone. When a reply breaks
+// midway Serve panics with http.ErrAbortHandler, which must reach net/http: it
+// is the only way to tell the client that the body is cut short.
+func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error {
+	if err := checkPath(req.path()); err != nil {
+		return err
+	}
+	if r.ContentLength > p.maxBody {
+		return p.tooLarge()
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	if err := req.over(); err != nil {
+		return err
+	}
+	defer req.whenOver(cancel)()
+	x := &exchange{req: req}
+	in := r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
+	if r.Body != nil && r.ContentLength != 0 {
+		in.Body = http.MaxBytesReader(w, r.Body, p.maxBody)
+		// Otherwise the server stops reading the body when the reply begins. A writer
+		// that cannot do this (HTTP/2 always does) says so, and that is fine.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	out := &writer{ResponseWriter: w, ctx: ctx}
+	defer out.release()
+	p.reverse.ServeHTTP(out, in)
+	if x.err == nil {
+		return nil
+	}
+	if out.started {
+		p.log.DebugContext(ctx, "an upgraded connection broke", "error", x.err)
+		return nil
+	}
+	return p.explain(r, x)
+}
+
+func (p *Proxy) tooLarge() error {
+	return sandbox.Errorf(sandbox.CodeTooLarge, "the request body is larger than %d bytes", p.maxBody)
+}
+
+// explain words a failure of the transport for the caller.
+func (p *Proxy) explain(r *http.Request, x *exchange) error {
+	err := x.err
+	if over := x.req.over(); over != nil {
+		return over
+	}
+	if cause := context.Cause(r.Context()); cause != nil {
+		return fmt.Errorf("%w: %w", ErrClientGone, cause)
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return p.tooLarge()
+	}
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		return e
+	}
+	if errors.Is(err, ErrTooManyConnections) {
+		return sandbox.Errorf(sandbox.CodeTooManyRequests, "the sandbox has too many open connections; close event streams that are not needed").WithCause(err)
+	}
+	if _, ok := errors.AsType[*DialError](err); ok {
+		return sandbox.Errorf(sandbox.CodeOpenCodeDown, "OpenCode cannot be reached in the sandbox; it is being restarted, try again").WithCause(err)
+	}
+	return sandbox.Errorf(sandbox.CodeOpenCodeFailed, "OpenCode broke off or gave no valid HTTP reply").WithCause(err)
+}
+
+// rewrite makes the request that goes into the sandbox.
+func rewrite(pr *httputil.ProxyRequest) {
+	req := exchangeOf(pr.In.Context()).req
+	out := pr.Out
+	query := cleanQuery(pr.In.URL.RawQuery)
+	out.URL = &url.URL{
+		Scheme:     "http",
+		Host:       strings.TrimPrefix(req.OpenCodeURL, "http://"),
+		RawQuery:   query,
+		ForceQuery: pr.In.URL.ForceQuery,
+	}
+	if path := req.path(); strings.HasPrefix(path, "//") {
+		// Opaque would read a host here; this form keeps every valid encoding.
+		out.URL.RawPath = path
+		out.URL.Path, _ = url.PathUnescape(path)
+	} else {
+		out.URL.Opaque = path // byte for byte, valid or not
+	}
+	out.Trailer = nil
+	cleanRequestHeader(out.Header)
+	out.SetBasicAuth("opencode", req.Password)
+}
+
+func modifyResponse(res *http.Response) error {
+	cleanResponseHeader(res.Header, exchangeOf(res.Request.Context()).req)
+	return nil
+}
+
+func keepError(_ http.ResponseWriter, r *http.Request, err error) {
+	exchangeOf(r.Context()).err = err
+}
+
+// upstream is the transport as the ReverseProxy sees it. It keeps out what the
+// ReverseProxy would pass on unseen.
+type upstream struct{ next http.RoundTripper }
+
+// RoundTrip hides interim replies and trailers, both of which could carry a
+// header past the border, and refuses a status that no server may send.
+func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := u.next.RoundTrip(r.WithContext(untraced{r.Context()})) //nolint:contextcheck // it is the request's own, but for the trace
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols && (res.StatusCode < 200 || res.StatusCode > 599) {
+		_ = res.Body.Close()
+		return nil, fmt.Errorf("status %d is not a final one", res.StatusCode)
+	}
+	// The body fills in the trailers of the response that it came with, not of
+	// this copy.
+	clone := *res
+	clone.Trailer = nil
+	clone.Request = r
+	return &clone, nil
+}
+
+// untraced hides the ReverseProxy's httptrace, through which interim replies
+// reach the client, and without which the transport counts them towards the
+// bound on headers.
+type untraced struct{ context.Context } //nolint:containedctx // a context that wraps one
+
+// Value returns what the parent holds, unless it is a trace.
+func (c untraced) Value(key any) any {
+	v := c.Context.Value(key)
+	if _, ok := v.(*httptrace.ClientTrace); ok {
+		return nil
+	}
+	return v
+}
+
+// writer notices when a reply begins and from then on ends it together with its
+// context, even while a client that does not read blocks the write.
+type writer struct {
+	http.ResponseWriter
+	ctx     context.Context //nolint:containedctx // the exchange's own, which this type serves
+	started bool
+	stops   []func() bool
+}
+
+// Unwrap lets http.ResponseController reach the writer below.
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader begins the reply.
+func (w *writer) WriteHeader(status int) {
+	w.started = true
+	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() {
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now())
+	}))
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Hijack takes the connection over. The ReverseProxy closes only the sandbox's
+// side of an upgraded connection when the context ends, and waits for the
+// client's side if the sandbox had closed its own.
+func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	w.started = true
+	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() { _ = c.Close() }))
+	return c, rw, nil
+}
+
+func (w *writer) release() {
+	for _, stop := range w.stops {
+		stop()
+	}
+}
+
+// buffers is the pool that all copies share.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get returns a buffer of bufferSize bytes.
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put gives a buffer back.
+func (b *buffers) Put(p []byte) {
+	if len(p) == bufferSize {
+		b.pool.Put((*[bufferSize]byte)(p))
+	}
+}
