@@ -1,0 +1,106 @@
+// Command gateway gives every sandbox a container of its own with OpenCode in
+// it, and serves them over HTTP.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/agentpod/agentpod/gateway/internal/config"
+)
+
+const usage = `gateway: self-hosted sandboxes with OpenCode
+
+Usage:
+  gateway serve     serve the API (the default)
+  gateway network   make the sandboxes' network and print the host's address in it
+  gateway version   print the version
+
+The configuration comes from the environment; README.md lists the variables.
+`
+
+// The exit codes: 1 is what went wrong while running, 2 a mistake in the call
+// or the configuration.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is main with everything that it depends on handed in.
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	command := "serve"
+	if len(args) > 0 {
+		command = args[0]
+	}
+	if len(args) > 1 {
+		command = "too many arguments"
+	}
+	switch command {
+	case "serve", "network":
+	case "version", "--version", "-version":
+		_, _ = fmt.Fprintln(stdout, version())
+		return 0
+	case "help", "--help", "-help", "-h":
+		_, _ = fmt.Fprint(stdout, usage)
+		return 0
+	default:
+		_, _ = fmt.Fprintf(stderr, "gateway: %s\n\n%s", strings.Join(args, " "), usage)
+		return exitUsage
+	}
+	cfg, err := config.Load(toMap(environ))
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "gateway: the configuration is wrong:\n%s\n", err)
+		return exitUsage
+	}
+	if command == "network" {
+		err = printNetwork(ctx, cfg, stdout, stderr)
+	} else {
+		err = serve(ctx, cfg, stderr)
+	}
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "gateway: %s\n", err)
+		return exitFailed
+	}
+	return 0
+}
+
+func toMap(environ []string) map[string]string {
+	m := make(map[string]string, len(environ))
+	for _, line := range environ {
+		if k, v, ok := strings.Cut(line, "="); ok {
+			m[k] = v
+		}
+	}
+	return m
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "gateway (unknown build)"
+	}
+	version, revision := info.Main.Version, ""
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			revision = " " + s.Value
+		}
+	}
+	return "gateway " + version + revision + " " + info.GoVersion
+}
+
+// closing bounds each step of the shutdown that follows the drain.
+const closing = 20 * time.Second

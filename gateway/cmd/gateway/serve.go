@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/agentpod/agentpod/gateway/internal/config"
+	"github.com/agentpod/agentpod/gateway/internal/docker"
+	"github.com/agentpod/agentpod/gateway/internal/httpapi"
+	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/gateway/internal/proxy"
+	"github.com/agentpod/agentpod/gateway/internal/turn"
+	"github.com/agentpod/agentpod/gateway/internal/webhook"
+	"github.com/agentpod/agentpod/gateway/internal/workspace"
+	"github.com/agentpod/agentpod/shared/daemon"
+)
+
+// serve wires the parts together and serves until ctx ends.
+func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
+	log, err := daemon.NewLogger(stderr, cfg.LogLevel, cfg.LogFormat)
+	if err != nil {
+		return err //nolint:wrapcheck // says what is wrong
+	}
+	token, err := openDataDir(&cfg, log)
+	if err != nil {
+		return err
+	}
+	records, err := openRecords(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = records.Close() }()
+	engine, err := newEngine(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	links := proxy.NewTransport(engine.Alive, proxy.TransportSettings{})
+	defer links.Close()
+	notices, err := webhook.New(webhook.Settings{URL: cfg.APIURL, Token: cfg.APIToken}, log)
+	if err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
+	manager := lifecycle.New(lifecycleSettings(cfg), engine, records, links, notices, log)
+	api := httpapi.New(httpapi.Settings{
+		Token: token, Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts),
+		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
+	}, httpapi.Deps{
+		Manager: manager, Log: log,
+		Proxy: proxy.New(links, proxy.Settings{MaxBody: int64(cfg.MaxUpload), Logger: log}),
+		Turns: &turn.Runner{Deadline: cfg.MessageTimeout, Policy: turn.Policy(cfg.PermissionPolicy), Logger: log},
+	})
+	var listen net.ListenConfig
+	listener, err := listen.Listen(ctx, "tcp", cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("listening on GATEWAY_ADDR %s: %w", cfg.Addr, err)
+	}
+	if err := manager.Start(ctx); err != nil {
+		_ = listener.Close()
+		return err //nolint:wrapcheck // says what is wrong
+	}
+	announce(cfg, log, listener.Addr())
+	served := daemon.Server{
+		Listener: listener, Handler: http.Handler(api), Draining: api.Drain, DrainTimeout: cfg.DrainTimeout, Log: log,
+	}.Run(ctx)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
+	defer cancel()
+	return errors.Join(served, api.Close(last), manager.Close(last), notices.Close(last))
+}
+
+func announce(cfg config.Config, log *slog.Logger, addr net.Addr) {
+	for provider := range cfg.Providers {
+		log.Info("sandboxes get a default credential from the environment; code in a sandbox can read it", "provider", provider)
+	}
+	log.Info("serving", "addr", addr.String(), "dataDir", cfg.DataDir, "image", cfg.Image)
+}
+
+func lifecycleSettings(cfg config.Config) lifecycle.Settings {
+	s := lifecycle.DefaultSettings()
+	s.Deadlines.Boot, s.Deadlines.Clone, s.Deadlines.Hold = cfg.BootTimeout, cfg.CloneTimeout, cfg.HoldTimeout
+	s.MaxRunning, s.BootConcurrency, s.MaxHeld = cfg.MaxRunning, cfg.BootConcurrency, cfg.MaxHeld
+	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
+	return s
+}
+
+// openDataDir makes the data folder, readable by its owner only, and finds or
+// makes the token in it.
+func openDataDir(cfg *config.Config, log *slog.Logger) (token string, err error) {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return "", fmt.Errorf("making DATA_DIR: %w", err)
+	}
+	if cfg.Token != "" {
+		return cfg.Token, nil
+	}
+	path := filepath.Join(cfg.DataDir, "gateway.token")
+	token, made, err := workspace.LoadOrMakeSecret(path, func() string { return rand.Text() + rand.Text() })
+	if err != nil {
+		return "", err //nolint:wrapcheck // says what is wrong
+	}
+	if made {
+		log.Info("a token was made", "file", path)
+	}
+	return token, nil
+}
+
+func openRecords(cfg config.Config, log *slog.Logger) (*workspace.Records, error) {
+	key, err := sealingKey(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := workspace.NewSealer(key)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // says what is wrong
+	}
+	return workspace.OpenRecords(filepath.Join(cfg.DataDir, "store"), sealer) //nolint:wrapcheck // says what is wrong
+}
+
+func sealingKey(cfg config.Config, log *slog.Logger) ([workspace.KeySize]byte, error) {
+	if cfg.SealingKey != "" {
+		key, err := workspace.ParseKey(cfg.SealingKey)
+		if err != nil {
+			return key, fmt.Errorf("SEALING_KEY: %w", err)
+		}
+		return key, nil
+	}
+	path := filepath.Join(cfg.DataDir, "sealing.key")
+	key, made, err := workspace.LoadOrMakeKey(path)
+	if err != nil {
+		return key, err //nolint:wrapcheck // says what is wrong
+	}
+	if made {
+		log.Info("a sealing key was made; without it the records cannot be read", "file", path)
+	}
+	return key, nil
+}
+
+//nolint:gochecknoglobals // compiled once
+var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
+
+// installation is what tells this gateway's containers from those of others.
+func installation(dataDir string) (string, error) {
+	path := filepath.Join(dataDir, "installation")
+	id, _, err := workspace.LoadOrMakeSecret(path, func() string { return strings.ToLower(rand.Text()[:8]) })
+	if err != nil {
+		return "", err //nolint:wrapcheck // says what is wrong
+	}
+	if !installationPattern.MatchString(id) {
+		return "", fmt.Errorf("%s must hold 1 to 32 lower-case letters and digits", path)
+	}
+	return id, nil
+}
+
+func newEngine(cfg config.Config, log *slog.Logger) (*docker.Runtime, error) {
+	id, err := installation(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	return docker.New(docker.Settings{ //nolint:wrapcheck // says what is wrong
+		Installation: id, Image: cfg.Image, Host: cfg.EngineHost, Reach: docker.Reach(cfg.Reach), Runtime: cfg.ContainerClass,
+		Memory: int64(cfg.Memory), CPUs: cfg.CPUs, Pids: cfg.PIDs, NoFile: cfg.NoFile,
+		TmpSize: int64(cfg.TmpSize), LogMaxSize: int64(cfg.LogSize), LogMaxFiles: cfg.LogFiles,
+	}, log)
+}
+
+// printNetwork is for what must listen where sandboxes can reach it.
+func printNetwork(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) error {
+	log, err := daemon.NewLogger(stderr, cfg.LogLevel, cfg.LogFormat)
+	if err != nil {
+		return err //nolint:wrapcheck // says what is wrong
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("making DATA_DIR: %w", err)
+	}
+	engine, err := newEngine(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	addr, err := engine.EnsureNetwork(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // says what is wrong
+	}
+	if _, err := fmt.Fprintln(stdout, addr); err != nil {
+		return fmt.Errorf("printing the address: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+// Package config reads the gateway's environment: the one place that knows the
+// variables, their defaults and what is wrong with a value.
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+)
+
+// Config is the gateway's configuration. The README's table describes the same
+// variables; a test holds the two together.
+type Config struct {
+	Addr         string   `env:"GATEWAY_ADDR" envDefault:"127.0.0.1:8787"`
+	DataDir      string   `env:"DATA_DIR" envDefault:".agentpod"`
+	Token        string   `env:"GATEWAY_TOKEN,unset"`
+	AllowedHosts []string `env:"ALLOWED_HOSTS"`
+	SealingKey   string   `env:"SEALING_KEY,unset"`
+
+	LogLevel  string `env:"LOG_LEVEL" envDefault:"info"`
+	LogFormat string `env:"LOG_FORMAT" envDefault:"auto"`
+
+	EngineHost     string  `env:"DOCKER_HOST"`
+	Image          string  `env:"SANDBOX_IMAGE" envDefault:"agentpod-sandbox:dev"`
+	Reach          string  `env:"SANDBOX_REACH" envDefault:"auto"`
+	ContainerClass string  `env:"SANDBOX_RUNTIME"`
+	Memory         Bytes   `env:"SANDBOX_MEMORY" envDefault:"2GiB"`
+	CPUs           float64 `env:"SANDBOX_CPUS" envDefault:"2"`
+	PIDs           int64   `env:"SANDBOX_PIDS" envDefault:"1024"`
+	NoFile         int64   `env:"SANDBOX_NOFILE" envDefault:"16384"`
+	TmpSize        Bytes   `env:"SANDBOX_TMP_SIZE" envDefault:"1GiB"`
+	LogSize        Bytes   `env:"SANDBOX_LOG_SIZE" envDefault:"10MiB"`
+	LogFiles       int     `env:"SANDBOX_LOG_FILES" envDefault:"2"`
+
+	MaxRunning      int `env:"MAX_RUNNING" envDefault:"20"`
+	BootConcurrency int `env:"BOOT_CONCURRENCY" envDefault:"4"`
+	MaxHeld         int `env:"MAX_HELD" envDefault:"128"`
+
+	BootTimeout    time.Duration `env:"BOOT_TIMEOUT" envDefault:"90s"`
+	CloneTimeout   time.Duration `env:"CLONE_TIMEOUT" envDefault:"5m"`
+	HoldTimeout    time.Duration `env:"HOLD_TIMEOUT" envDefault:"2m"`
+	MessageTimeout time.Duration `env:"MESSAGE_TIMEOUT" envDefault:"10m"`
+	ExecTimeout    time.Duration `env:"EXEC_TIMEOUT" envDefault:"10m"`
+	DrainTimeout   time.Duration `env:"DRAIN_TIMEOUT" envDefault:"15s"`
+
+	MaxUpload        Bytes    `env:"MAX_UPLOAD" envDefault:"1GiB"`
+	PermissionPolicy string   `env:"PERMISSION_POLICY" envDefault:"allow"`
+	GitProtocols     []string `env:"GIT_PROTOCOLS" envDefault:"https,ssh,git"`
+
+	DefaultConfig string `env:"DEFAULT_CONFIG,unset"`
+
+	APIURL   string `env:"AGENTPOD_API_URL"`
+	APIToken string `env:"AGENTPOD_API_TOKEN,unset"`
+
+	// Providers are the credentials found in the environment, by provider.
+	Providers map[string]string `env:"-"`
+	// Defaults is DefaultConfig taken apart, with Providers in it.
+	Defaults lifecycle.Config `env:"-"`
+}
+
+// ProviderKey says which variable holds the credential of which provider.
+type ProviderKey struct{ Variable, Provider string }
+
+// ProviderKeys are the variables that become the sandboxes' default credentials.
+func ProviderKeys() []ProviderKey {
+	return []ProviderKey{
+		{"ANTHROPIC_API_KEY", "anthropic"},
+		{"OPENAI_API_KEY", "openai"},
+		{"GEMINI_API_KEY", "google"},
+		{"GOOGLE_GENERATIVE_AI_API_KEY", "google"},
+		{"OPENROUTER_API_KEY", "openrouter"},
+		{"MISTRAL_API_KEY", "mistral"},
+		{"GROQ_API_KEY", "groq"},
+		{"DEEPSEEK_API_KEY", "deepseek"},
+		{"XAI_API_KEY", "xai"},
+	}
+}
+
+// Bytes is a size: a number with an optional unit K, M, G (or KiB, MB …), all
+// of them powers of 1024.
+type Bytes int64
+
+// UnmarshalText reads a size.
+func (b *Bytes) UnmarshalText(text []byte) error {
+	s := strings.ToUpper(strings.TrimSpace(string(text)))
+	s = strings.TrimSuffix(strings.TrimSuffix(s, "B"), "I")
+	shift := 0
+	for unit, n := range map[string]int{"K": 10, "M": 20, "G": 30} {
+		if rest, ok := strings.CutSuffix(s, unit); ok {
+			s, shift = rest, n
+			break
+		}
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64)
+	if err != nil || n < 0 || n > 1<<(62-shift) {
+		return fmt.Errorf("%q is not a size; give one like 512MiB or 2GiB", text)
+	}
+	*b = Bytes(n << shift)
+	return nil
+}
+
+// Load reads the environment and says all that is wrong with it at once.
+func Load(environ map[string]string) (Config, error) {
+	var c Config
+	if err := env.ParseWithOptions(&c, env.Options{Environment: environ}); err != nil {
+		return c, fmt.Errorf("reading the environment: %w", err)
+	}
+	if err := c.defaults(environ); err != nil {
+		return c, err
+	}
+	return c, c.Validate()
+}
+
+func (c *Config) defaults(environ map[string]string) error {
+	defaults, err := lifecycle.ParseConfig(json.RawMessage(c.DefaultConfig))
+	if err != nil {
+		return fmt.Errorf("DEFAULT_CONFIG must be a config as POST /sandbox takes it: %w", err)
+	}
+	c.Providers = map[string]string{}
+	for _, k := range ProviderKeys() {
+		if key := strings.TrimSpace(environ[k.Variable]); key != "" && c.Providers[k.Provider] == "" {
+			c.Providers[k.Provider] = key
+		}
+	}
+	for provider, key := range c.Providers {
+		if defaults.Auth == nil {
+			defaults.Auth = map[string]json.RawMessage{}
+		}
+		if defaults.Auth[provider] != nil {
+			continue
+		}
+		entry, err := json.Marshal(map[string]string{"type": "api", "key": key})
+		if err != nil {
+			return errors.New("a provider's key cannot be encoded")
+		}
+		defaults.Auth[provider] = entry
+	}
+	c.Defaults = defaults
+	return nil
+}
+
+// Validate says what is wrong, naming the variable, the shape and an example.
+func (c *Config) Validate() error {
+	var bad []error
+	say := func(variable, shape, example string) {
+		bad = append(bad, fmt.Errorf("%s must be %s, such as %s", variable, shape, example))
+	}
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+		say("GATEWAY_ADDR", "host:port", "127.0.0.1:8787")
+	}
+	if c.DataDir == "" {
+		say("DATA_DIR", "a folder", ".agentpod")
+	}
+	if c.Token != "" && len(c.Token) < 16 {
+		say("GATEWAY_TOKEN", "at least 16 characters", "the output of: openssl rand -hex 32")
+	}
+	one := func(variable, value string, of ...string) {
+		if !slices.Contains(of, value) {
+			say(variable, "one of "+strings.Join(of, ", "), of[0])
+		}
+	}
+	one("LOG_LEVEL", c.LogLevel, "info", "debug", "warn", "error")
+	one("LOG_FORMAT", c.LogFormat, "auto", "json", "text")
+	one("SANDBOX_REACH", c.Reach, "auto", "direct", "published")
+	one("PERMISSION_POLICY", c.PermissionPolicy, "allow", "deny")
+	for _, p := range c.GitProtocols {
+		one("each of GIT_PROTOCOLS", p, "https", "ssh", "git", "http")
+	}
+	if len(c.GitProtocols) == 0 {
+		say("GIT_PROTOCOLS", "a list with at least one protocol", "https,ssh,git")
+	}
+	const least = 256 << 20
+	if c.Memory < least {
+		say("SANDBOX_MEMORY", "at least 256MiB (OpenCode needs some 600 MB in use)", "2GiB")
+	}
+	if c.CPUs <= 0 {
+		say("SANDBOX_CPUS", "a number above 0", "2")
+	}
+	for variable, n := range map[string]int64{
+		"SANDBOX_PIDS": c.PIDs, "SANDBOX_NOFILE": c.NoFile, "SANDBOX_TMP_SIZE": int64(c.TmpSize), "SANDBOX_LOG_SIZE": int64(c.LogSize),
+		"SANDBOX_LOG_FILES": int64(c.LogFiles), "BOOT_CONCURRENCY": int64(c.BootConcurrency), "MAX_HELD": int64(c.MaxHeld), "MAX_UPLOAD": int64(c.MaxUpload),
+		"BOOT_TIMEOUT": int64(c.BootTimeout), "CLONE_TIMEOUT": int64(c.CloneTimeout), "HOLD_TIMEOUT": int64(c.HoldTimeout),
+		"MESSAGE_TIMEOUT": int64(c.MessageTimeout), "EXEC_TIMEOUT": int64(c.ExecTimeout), "DRAIN_TIMEOUT": int64(c.DrainTimeout),
+	} {
+		if n <= 0 {
+			bad = append(bad, fmt.Errorf("%s must be above 0", variable))
+		}
+	}
+	if c.MaxRunning < 0 {
+		say("MAX_RUNNING", "0 (no bound) or more", "20")
+	}
+	if c.APIURL != "" {
+		if u, err := url.Parse(c.APIURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			say("AGENTPOD_API_URL", "an http or https URL", "http://127.0.0.1:3001")
+		}
+	}
+	return errors.Join(bad...)
+}

@@ -1,0 +1,240 @@
+// Package httpapi serves the gateway's routes. Everything of the HTTP framework
+// stays in here: handlers take a request apart, call the domain, and put its
+// answer or error on the wire.
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+
+	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/gateway/internal/proxy"
+	"github.com/agentpod/agentpod/gateway/internal/turn"
+	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// Settings of the API.
+type Settings struct {
+	// Token is what every caller must present as Bearer.
+	Token string
+	Hosts daemon.Hosts
+	// MaxUpload bounds the body of a file that is put, in bytes.
+	MaxUpload int64
+	// ExecTimeout bounds a command that names no deadline, and those that do.
+	ExecTimeout time.Duration
+}
+
+// Deps are what the API calls.
+type Deps struct {
+	Manager *lifecycle.Manager
+	Proxy   *proxy.Proxy
+	Turns   *turn.Runner
+	Log     *slog.Logger
+}
+
+// API is the gateway's HTTP API.
+type API struct {
+	Deps
+	settings Settings
+	token    [sha256.Size]byte
+	echo     *echo.Echo
+
+	// streams ends what would never end by itself when the gateway drains;
+	// turns ends the turns that nobody waits for any more.
+	streams     context.Context //nolint:containedctx // a second lifetime of requests
+	stopStreams context.CancelCauseFunc
+	turnsCtx    context.Context //nolint:containedctx // outlives the requests that began the turns
+	stopTurns   context.CancelCauseFunc
+	running     sync.WaitGroup
+}
+
+// New makes the API.
+func New(settings Settings, deps Deps) *API {
+	a := &API{Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token))}
+	a.streams, a.stopStreams = context.WithCancelCause(context.Background())
+	a.turnsCtx, a.stopTurns = context.WithCancelCause(context.Background())
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	e.IPExtractor = echo.ExtractIPDirect()
+	e.HTTPErrorHandler = a.fail
+	e.Pre(a.border)
+	a.routes(e)
+	a.echo = e
+	return a
+}
+
+func (a *API) routes(e *echo.Echo) {
+	e.GET("/health", a.health)
+	e.HEAD("/health", a.health)
+	e.GET("/readyz", a.ready)
+	e.GET("/openapi.yaml", a.openapi)
+	e.GET("/sandboxes", a.list)
+	e.POST("/sandbox", a.create)
+	e.GET("/sandbox/:id", a.get)
+	e.DELETE("/sandbox/:id", a.remove)
+	e.POST("/sandbox/:id/wake", a.wake)
+	e.POST("/sandbox/:id/message", a.message)
+	e.POST("/sandbox/:id/exec", a.exec)
+	e.GET("/sandbox/:id/logs", a.logs)
+	e.GET("/sandbox/:id/stats", a.stats)
+	for _, path := range []string{"/sandbox/:id/files", "/sandbox/:id/files/*"} {
+		e.GET(path, a.readFile)
+		e.PUT(path, a.writeFile)
+		e.DELETE(path, a.deleteFile)
+	}
+	for _, path := range []string{"/sandbox/:id/opencode", "/sandbox/:id/opencode/*"} {
+		e.Any(path, a.proxy)
+		e.Match([]string{"COPY", "LOCK", "MKCOL", "MOVE", "PURGE", "SEARCH", "UNLOCK"}, path, a.proxy)
+	}
+}
+
+// ServeHTTP serves one request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.echo.ServeHTTP(w, r) }
+
+// Drain ends streams, so that the rest can end by itself.
+func (a *API) Drain() { a.stopStreams(lifecycle.ErrClosing) }
+
+// Close ends the turns that still run here (in OpenCode they go on) and waits
+// for them, no longer than ctx.
+func (a *API) Close(ctx context.Context) error {
+	a.stopStreams(lifecycle.ErrClosing)
+	a.stopTurns(lifecycle.ErrClosing)
+	done := make(chan struct{})
+	go func() {
+		a.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errors.New("turns did not end in time")
+	}
+}
+
+// requestIDHeader is returned to the caller and stands in the log.
+const requestIDHeader = "X-Request-Id"
+
+// border is what every request passes before a route is looked up: host, path,
+// token.
+func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r, began := c.Request(), time.Now()
+		id := uuid.NewString()
+		h := c.Response().Header()
+		h.Set(requestIDHeader, id)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-store")
+		err := a.admit(c)
+		if err == nil {
+			err = next(c)
+		}
+		if err != nil {
+			c.Error(err)
+		}
+		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
+			"status", c.Response().Status, "duration", time.Since(began))
+		return nil
+	}
+}
+
+func (a *API) admit(c echo.Context) error {
+	r := c.Request()
+	if !a.settings.Hosts.Allow(r.Host) {
+		return sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
+	}
+	if err := sandbox.CheckPath(rawPath(r)); err != nil {
+		return err //nolint:wrapcheck // already the contract's error
+	}
+	if r.URL.Path == "/health" {
+		return nil
+	}
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	sum := sha256.Sum256([]byte(strings.TrimSpace(token)))
+	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], a.token[:]) != 1 {
+		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="agentpod"`)
+		return sandbox.Errorf(sandbox.CodeUnauthorized, "give the gateway's token as Authorization: Bearer TOKEN")
+	}
+	return nil
+}
+
+// rawPath is the path as it stood in the request line.
+func rawPath(r *http.Request) string {
+	if strings.HasPrefix(r.RequestURI, "/") {
+		path, _, _ := strings.Cut(r.RequestURI, "?")
+		return path
+	}
+	return r.URL.EscapedPath()
+}
+
+// fail puts an error on the wire, if nothing is there yet.
+func (a *API) fail(err error, c echo.Context) {
+	e := a.explain(err)
+	status := e.Code.Status()
+	attrs := []any{
+		"requestId", c.Response().Header().Get(requestIDHeader), "method", c.Request().Method,
+		"path", c.Request().URL.Path, "status", status, "code", e.Code, "error", err.Error(),
+	}
+	switch {
+	case status >= http.StatusInternalServerError:
+		a.Log.Warn("request failed", attrs...)
+	default:
+		a.Log.Debug("request refused", attrs...)
+	}
+	if c.Response().Committed {
+		return
+	}
+	if after := retryAfter(e, status); after > 0 {
+		c.Response().Header().Set("Retry-After", strconv.Itoa(int((after+time.Second-1)/time.Second)))
+	}
+	body := sandbox.ErrorResponse{Error: e.Message, Code: e.Code, SessionID: e.SessionID}
+	if c.Request().Method == http.MethodHead {
+		_ = c.NoContent(status)
+		return
+	}
+	if err := c.JSON(status, body); err != nil {
+		a.Log.Debug("an error could not be sent", "error", err)
+	}
+}
+
+func retryAfter(e *sandbox.Error, status int) time.Duration {
+	if e.RetryAfter > 0 {
+		return e.RetryAfter
+	}
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		return sandbox.DefaultRetryAfter
+	}
+	return 0
+}
+
+// explain makes the contract's error of any error. What is not meant for the
+// caller becomes "internal", and its cause stays in the log.
+func (a *API) explain(err error) *sandbox.Error {
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
+		switch e.Code {
+		case http.StatusNotFound:
+			return sandbox.Errorf(sandbox.CodeRouteNotFound, "there is no such route; GET /openapi.yaml lists them")
+		case http.StatusMethodNotAllowed:
+			return sandbox.Errorf(sandbox.CodeMethodNotAllowed, "this route does not take that method; GET /openapi.yaml lists them")
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return sandbox.Errorf(sandbox.CodeDeadline, "the request took too long; try again").WithCause(err)
+	}
+	return sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the gateway; its log has the cause under the request id").WithCause(err)
+}

@@ -1,0 +1,55 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// The bounds of JSON bodies, in bytes. A create carries whole agent files.
+const (
+	maxConfigBody = 16 << 20
+	maxSmallBody  = 1 << 20
+)
+
+// decode reads a JSON object of at most limit bytes. Unknown fields are
+// ignored, as the contract says. An empty body is an error unless optional.
+func decode(c echo.Context, limit int64, optional bool, into any) error {
+	r := c.Request()
+	body := http.MaxBytesReader(c.Response(), r.Body, limit)
+	raw, err := io.ReadAll(body)
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return sandbox.Errorf(sandbox.CodeTooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
+	}
+	if err != nil {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body could not be read").WithCause(err)
+	}
+	if len(raw) == 0 && optional {
+		return nil
+	}
+	if len(raw) == 0 {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request needs a JSON body")
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "%s", jsonFault(err))
+	}
+	return nil
+}
+
+// jsonFault says what is wrong with a body without repeating any of it: it may
+// hold a secret.
+func jsonFault(err error) string {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
+		return "the field " + e.Field + " of the request body must be a " + e.Type.String()
+	}
+	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+		_ = e
+		return "the request body is not valid JSON"
+	}
+	return "the request body is not a JSON object of the expected shape"
+}
