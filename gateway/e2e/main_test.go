@@ -1,0 +1,47 @@
+// Package e2e drives the real gateway binary over HTTP, against a real engine,
+// the real sandbox image and real OpenCode. Only the model is scripted.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// imageEnv names the sandbox image under test; `make test` builds and sets it.
+const imageEnv = "AGENTPOD_TEST_IMAGE"
+
+// binary is the gateway under test, built once for the package.
+//
+//nolint:gochecknoglobals // set once by TestMain
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if os.Getenv(imageEnv) == "" {
+		fmt.Fprintf(os.Stderr, "e2e: %s is not set; run these tests with `make test`, which builds the sandbox image\n", imageEnv)
+		return 1
+	}
+	dir, err := os.MkdirTemp("", "agentpod-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary = filepath.Join(dir, "gateway")
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	build := exec.CommandContext(ctx, "go", "build", "-race", "-o", binary, "../cmd/gateway") //nolint:gosec // our own main
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: building the gateway: %v\n%s", err, out)
+		return 1
+	}
+	code := m.Run()
+	sharedFixture.close()
+	return code
+}
