@@ -1,0 +1,33 @@
+# Two commands matter: make run and make test. What they do is in .ci/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MODEL_ADDR ?= 127.0.0.1:4010
+
+.PHONY: help run test lint image build model clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## start the gateway (GATEWAY_ADDR, DATA_DIR) and print what to paste
+	@.ci/up
+
+test: ## run every test against a real engine and image
+	@.ci/test
+
+lint: ## formatting, vet, golangci-lint, modules
+	@.ci/lint
+
+image: ## build the sandbox image if its inputs changed (IMAGE=name:tag)
+	@.ci/engine
+	@.ci/image
+
+build: ## bin/gateway, bin/sandboxd and bin/model (GOOS, GOARCH)
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./gateway/cmd/gateway ./shared/cmd/model
+	GOOS=linux CGO_ENABLED=0 go build -trimpath -o bin/ ./container/cmd/sandboxd
+
+model: ## run the scripted model alone (MODEL_ADDR)
+	go run ./shared/cmd/model -addr $(MODEL_ADDR)
+
+clean: ## remove what was built here; not .agentpod, images or sandboxes
+	rm -rf bin .cache
