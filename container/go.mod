@@ -6,9 +6,10 @@ require github.com/agentpod/agentpod/shared v0.0.0
 
 require (
 	github.com/cenkalti/backoff/v5 v5.0.3
-	github.com/google/go-cmp v0.7.0
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.49.0
 )
+
+require github.com/stretchr/testify v1.12.1 // indirect
 
 replace github.com/agentpod/agentpod/shared => ../shared

@@ -59,8 +59,10 @@ func TestAModelThatFailsIsSaidNotHidden(t *testing.T) {
 	}
 	t.Run("a model that refuses connections is a 504 with the reason", func(t *testing.T) {
 		g.call(t, http.MethodPost, "/sandbox/failing/wake", object{"config": object{
-			"provider": object{"away": object{"npm": "@ai-sdk/openai-compatible", "name": "Away",
-				"options": object{"baseURL": "http://127.0.0.1:9/v1", "apiKey": "x"}, "models": object{"m": object{"name": "m"}}}},
+			"provider": object{"away": object{
+				"npm": "@ai-sdk/openai-compatible", "name": "Away",
+				"options": object{"baseURL": "http://127.0.0.1:9/v1", "apiKey": "x"}, "models": object{"m": object{"name": "m"}},
+			}},
 		}}, http.StatusOK)
 		got := g.call(t, http.MethodPost, "/sandbox/failing/message", object{
 			"message": "hello", "timeoutMs": 6000, "model": object{"providerID": "away", "modelID": "m"},
@@ -130,7 +132,7 @@ func TestATurnOutlivesItsCaller(t *testing.T) {
 		})
 	})
 	t.Run("who asks not to wait gets the session to watch", func(t *testing.T) {
-		resp, err := g.open(t.Context(), http.MethodPost, "/sandbox/patient/message", object{"message": "chunks 4 200ms"},
+		resp, err := g.open(t.Context(), http.MethodPost, "/sandbox/patient/message", object{"message": "chunks 15 200ms"},
 			http.Header{"Prefer": {"respond-async"}})
 		if err != nil {
 			t.Fatal(err)
@@ -140,10 +142,9 @@ func TestATurnOutlivesItsCaller(t *testing.T) {
 		if err := json.NewDecoder(resp.Body).Decode(&got); err != nil || resp.StatusCode != http.StatusAccepted {
 			t.Fatalf("status %d, %v", resp.StatusCode, err)
 		}
-		busy := g.call(t, http.MethodGet, "/sandbox/patient", nil, http.StatusOK)
-		if busy["busy"] != true {
-			t.Errorf("not busy meanwhile: %v", busy)
-		}
+		eventually(t, "the sandbox is busy meanwhile", 3*time.Second, func() bool {
+			return g.call(t, http.MethodGet, "/sandbox/patient", nil, http.StatusOK)["busy"] == true
+		})
 		eventually(t, "the turn ends", 30*time.Second, func() bool {
 			_, raw, err := g.do(t.Context(), http.MethodGet, "/sandbox/patient/opencode/session/"+got.SessionID+"/message", nil)
 			return err == nil && strings.Contains(string(raw), `"reason":"stop"`)

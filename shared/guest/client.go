@@ -83,6 +83,13 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return status, err
 }
 
+// OpenCode asks for the state of its process alone, which costs next to nothing.
+func (c *Client) OpenCode(ctx context.Context) (OpenCode, error) {
+	var oc OpenCode
+	err := c.call(ctx, statusTimeout, http.MethodGet, RouteOpenCode, nil, &oc)
+	return oc, err
+}
+
 // Start brings OpenCode up with a config and returns when it is ready.
 func (c *Client) Start(ctx context.Context, req StartRequest) (Applied, error) {
 	var applied Applied
@@ -133,7 +140,7 @@ func (c *Client) ReadFile(ctx context.Context, path string) (*FileReader, error)
 		return nil, err
 	}
 	fail := func(format string, args ...any) (*FileReader, error) {
-		resp.Body.Close()
+		_ = resp.Body.Close()
 		cancel()
 		return nil, sandbox.Errorf(sandbox.CodeGuestFailed, format, args...)
 	}

@@ -42,6 +42,9 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) e
 	for lines.Scan() {
 		var event ExecEvent
 		if err := json.Unmarshal(lines.Bytes(), &event); err != nil {
+			if lines.Err() != nil {
+				break // the rest of a line that was broken off
+			}
 			return sandbox.Errorf(sandbox.CodeGuestFailed, "the sandbox sent an event that is not JSON").WithCause(err)
 		}
 		switch event.Type {

@@ -26,12 +26,13 @@ const (
 
 // Routes of sandboxd.
 const (
-	RouteStatus = "/v1/status" // GET → Status
-	RouteStart  = "/v1/start"  // POST StartRequest → Applied, when OpenCode is ready
-	RouteConfig = "/v1/config" // PUT Config → Applied (200), or 202 with Pending
-	RouteStop   = "/v1/stop"   // POST StopRequest → Status
-	RouteExec   = "/v1/exec"   // POST ExecRequest → stream of ExecEvent, one JSON object a line
-	RouteFiles  = "/v1/files"  // GET, PUT, DELETE ?path=, relative to Home
+	RouteStatus   = "/v1/status"   // GET → Status
+	RouteOpenCode = "/v1/opencode" // GET → OpenCode, at once: nothing is asked for it
+	RouteStart    = "/v1/start"    // POST StartRequest → Applied, when OpenCode is ready
+	RouteConfig   = "/v1/config"   // PUT Config → Applied (200), or 202 with Pending
+	RouteStop     = "/v1/stop"     // POST StopRequest → Status
+	RouteExec     = "/v1/exec"     // POST ExecRequest → stream of ExecEvent, one JSON object a line
+	RouteFiles    = "/v1/files"    // GET, PUT, DELETE ?path=, relative to Home
 )
 
 // Config is what sandboxd renders outside the workspace for OpenCode.

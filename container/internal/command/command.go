@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +23,7 @@ const (
 	maxTimeout     = 24 * time.Hour
 	defaultOutput  = 1 << 20
 	chunk          = 32 << 10
+	pipeSize       = 64 << 10
 	// drain is how long output is awaited once the command has exited;
 	// what it left behind may hold the pipes for ever.
 	drain = 200 * time.Millisecond
@@ -163,11 +163,11 @@ func (r *Runner) start(req guest.ExecRequest) (proc *process.Process, pipes map[
 	ends := make(map[string]*os.File, 2)
 	defer func() {
 		for _, end := range ends {
-			end.Close()
+			_ = end.Close()
 		}
 		if err != nil {
 			for _, pipe := range pipes {
-				pipe.Close()
+				_ = pipe.Close()
 			}
 		}
 	}()
@@ -197,7 +197,7 @@ func (r *Runner) start(req guest.ExecRequest) (proc *process.Process, pipes map[
 		Args: req.Command, Env: env, Dir: dir, Stdout: ends["stdout"], Stderr: ends["stderr"],
 	})
 	if err != nil {
-		return nil, nil, err //nolint:wrapcheck // it is worded for the caller
+		return nil, nil, err
 	}
 	return proc, pipes, nil
 }
@@ -212,19 +212,45 @@ type stream struct {
 	truncated bool
 }
 
-// copy reads a pipe to its end and passes on the first limit bytes of it.
-func (s *stream) copy(name string, pipe io.Reader) {
+// copy reads a pipe to its end, or until its deadline has passed and what was
+// in it by then is read, and passes on the first limit bytes.
+func (s *stream) copy(name string, pipe *os.File) {
 	buf := make([]byte, chunk)
 	left := s.limit
+	rest := pipeSize // how much to read beyond the deadline
 	for {
 		n, err := pipe.Read(buf)
 		keep := min(int64(n), left)
 		left -= keep
 		s.pass(guest.ExecEvent{Type: name, Data: buf[:keep]}, int64(n) > keep)
-		if err != nil {
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && rest > 0:
+			// A caller that takes its time must not cost it the last output.
+			n, err = unixRead(pipe, buf[:min(rest, len(buf))])
+			if n <= 0 || err != nil {
+				return
+			}
+			rest -= n
+			keep := min(int64(n), left)
+			left -= keep
+			s.pass(guest.ExecEvent{Type: name, Data: buf[:keep]}, int64(n) > keep)
+		case err != nil:
 			return
 		}
 	}
+}
+
+// unixRead reads what is there, whatever deadline the file has.
+func unixRead(pipe *os.File, buf []byte) (n int, err error) {
+	conn, err := pipe.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("reach the pipe: %w", err)
+	}
+	// Control, unlike Read, is not bound by the deadline.
+	if controlErr := conn.Control(func(fd uintptr) { n, err = syscall.Read(int(fd), buf) }); controlErr != nil {
+		return 0, fmt.Errorf("reach the pipe: %w", controlErr)
+	}
+	return n, err
 }
 
 func (s *stream) pass(event guest.ExecEvent, truncated bool) {

@@ -82,13 +82,13 @@ func (t *Tree) OpenFile(name string) (*os.File, *guest.Listing, error) {
 	case info.IsDir():
 		var listing guest.Listing
 		if listing, err = list(f); err == nil {
-			f.Close()
+			_ = f.Close()
 			return nil, &listing, nil
 		}
 	default:
 		err = sandbox.Errorf(sandbox.CodeInvalidRequest, "the path is neither a file nor a folder")
 	}
-	f.Close()
+	_ = f.Close()
 	return nil, nil, err
 }
 

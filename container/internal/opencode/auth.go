@@ -116,7 +116,7 @@ func readJSON(root *os.Root, name string, out any) error {
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() {
-		return nil //nolint:nilerr // as documented
+		return nil
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxAuth))
 	if err != nil {

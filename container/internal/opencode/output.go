@@ -53,7 +53,8 @@ func (o *output) line(raw string) {
 	line := guest.Printable(raw, maxLine)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	fmt.Fprintf(o.to, "opencode: %s\n", line)
+	// What cannot be logged is lost: OpenCode must not stop for it.
+	_, _ = fmt.Fprintf(o.to, "opencode: %s\n", line)
 	if len(o.last) == tailLines {
 		o.last = o.last[1:]
 	}

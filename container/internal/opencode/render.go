@@ -133,12 +133,12 @@ func holds(root *os.Root, key string, content []byte) (bool, error) {
 	// O_NONBLOCK: somebody inside may have put a FIFO there.
 	f, err := root.OpenFile(filepath.FromSlash(key), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
-		return false, nil //nolint:nilerr // what cannot be read is written anew
+		return false, nil // what cannot be read is written anew
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(content)) {
-		return false, nil //nolint:nilerr // as above
+		return false, nil
 	}
 	have, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
 	if err != nil {
@@ -205,7 +205,7 @@ func seedPlugin(root *os.Root, pluginDir string, always bool) error {
 		}
 	}
 	for _, name := range []string{"package.json", "package-lock.json"} {
-		content, err := os.ReadFile(filepath.Join(pluginDir, name))
+		content, err := os.ReadFile(filepath.Join(pluginDir, name)) //nolint:gosec // the image's own folder
 		if err != nil {
 			return fmt.Errorf("read the plugin package of the image: %w", err)
 		}

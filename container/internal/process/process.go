@@ -87,7 +87,7 @@ func (t *Table) Start(cmd Command) (*Process, error) {
 	if t.ending {
 		return nil, ErrEnding
 	}
-	pid, err := syscall.ForkExec(path, cmd.Args, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(path, cmd.Args, &syscall.ProcAttr{ //nolint:gosec // running what the caller names is the point
 		Dir:   cmd.Dir,
 		Env:   cmd.Env,
 		Files: []uintptr{null.Fd(), cmd.Stdout.Fd(), cmd.Stderr.Fd()},
@@ -98,7 +98,7 @@ func (t *Table) Start(cmd Command) (*Process, error) {
 	}
 	p := &Process{PID: pid, table: t, endGroup: cmd.EndGroup, done: make(chan struct{})}
 	t.children[pid] = p
-	score := filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")
+	score := "/proc/" + strconv.Itoa(pid) + "/oom_score_adj"
 	if err := os.WriteFile(score, []byte(oomScoreAdj), 0); err != nil {
 		t.log.Debug("raise a child's oom score", "pid", pid, "error", err)
 	}
@@ -187,8 +187,8 @@ func nextExited() (pid int, ok bool) {
 		if err != nil || info.Signo == 0 {
 			return 0, false // ECHILD, or nobody has exited
 		}
-		raw := (*[unsafe.Sizeof(info)]byte)(unsafe.Pointer(&info))                  //nolint:gosec // x/sys does not export si_pid
-		return int(int32(binary.NativeEndian.Uint32(raw[siginfoPIDOffset:]))), true //nolint:gosec // a pid is an int32
+		raw := (*[unsafe.Sizeof(info)]byte)(unsafe.Pointer(&info)) //nolint:gosec // x/sys does not export si_pid
+		return int(int32(binary.NativeEndian.Uint32(raw[siginfoPIDOffset:]))), true
 	}
 }
 

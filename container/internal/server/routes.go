@@ -25,6 +25,11 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (s *Server) openCode(w http.ResponseWriter, _ *http.Request) error {
+	s.reply(w, http.StatusOK, s.OpenCode.Status())
+	return nil
+}
+
 func (s *Server) start(w http.ResponseWriter, r *http.Request) error {
 	var req guest.StartRequest
 	if err := readJSON(w, r, &req); err != nil {
@@ -34,7 +39,7 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request) error {
 	defer cancel()
 	applied, err := s.OpenCode.Start(ctx, req)
 	if err != nil {
-		return err //nolint:wrapcheck // it is worded for the caller, here and below
+		return err
 	}
 	s.applied(w, applied)
 	return nil

@@ -101,6 +101,7 @@ func (s *Server) Handler() http.Handler {
 		handle       handler
 	}{
 		{http.MethodGet, guest.RouteStatus, s.status},
+		{http.MethodGet, guest.RouteOpenCode, s.openCode},
 		{http.MethodPost, guest.RouteStart, s.start},
 		{http.MethodPut, guest.RouteConfig, s.config},
 		{http.MethodPost, guest.RouteStop, s.stop},
@@ -113,7 +114,7 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle(route.method+" "+route.path, s.wrap(route.handle))
 	}
 	for _, path := range []string{
-		guest.RouteStatus, guest.RouteStart, guest.RouteConfig, guest.RouteStop, guest.RouteExec, guest.RouteFiles,
+		guest.RouteStatus, guest.RouteOpenCode, guest.RouteStart, guest.RouteConfig, guest.RouteStop, guest.RouteExec, guest.RouteFiles,
 	} {
 		mux.Handle(path, s.wrap(wrongMethod))
 	}

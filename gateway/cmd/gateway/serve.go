@@ -29,7 +29,7 @@ import (
 func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	log, err := daemon.NewLogger(stderr, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
-		return err //nolint:wrapcheck // says what is wrong
+		return err
 	}
 	token, err := openDataDir(&cfg, log)
 	if err != nil {
@@ -67,7 +67,7 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	}
 	if err := manager.Start(ctx); err != nil {
 		_ = listener.Close()
-		return err //nolint:wrapcheck // says what is wrong
+		return err
 	}
 	announce(cfg, log, listener.Addr())
 	served := daemon.Server{
@@ -87,7 +87,8 @@ func announce(cfg config.Config, log *slog.Logger, addr net.Addr) {
 
 func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	s := lifecycle.DefaultSettings()
-	s.Deadlines.Boot, s.Deadlines.Clone, s.Deadlines.Hold = cfg.BootTimeout, cfg.CloneTimeout, cfg.HoldTimeout
+	s.Deadlines.Guest, s.Deadlines.Boot = cfg.GuestTimeout, cfg.BootTimeout
+	s.Deadlines.Clone, s.Deadlines.Hold = cfg.CloneTimeout, cfg.HoldTimeout
 	s.MaxRunning, s.BootConcurrency, s.MaxHeld = cfg.MaxRunning, cfg.BootConcurrency, cfg.MaxHeld
 	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
 	return s
@@ -105,7 +106,7 @@ func openDataDir(cfg *config.Config, log *slog.Logger) (token string, err error)
 	path := filepath.Join(cfg.DataDir, "gateway.token")
 	token, made, err := workspace.LoadOrMakeSecret(path, func() string { return rand.Text() + rand.Text() })
 	if err != nil {
-		return "", err //nolint:wrapcheck // says what is wrong
+		return "", err
 	}
 	if made {
 		log.Info("a token was made", "file", path)
@@ -120,9 +121,9 @@ func openRecords(cfg config.Config, log *slog.Logger) (*workspace.Records, error
 	}
 	sealer, err := workspace.NewSealer(key)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says what is wrong
+		return nil, err
 	}
-	return workspace.OpenRecords(filepath.Join(cfg.DataDir, "store"), sealer) //nolint:wrapcheck // says what is wrong
+	return workspace.OpenRecords(filepath.Join(cfg.DataDir, "store"), sealer)
 }
 
 func sealingKey(cfg config.Config, log *slog.Logger) ([workspace.KeySize]byte, error) {
@@ -136,7 +137,7 @@ func sealingKey(cfg config.Config, log *slog.Logger) ([workspace.KeySize]byte, e
 	path := filepath.Join(cfg.DataDir, "sealing.key")
 	key, made, err := workspace.LoadOrMakeKey(path)
 	if err != nil {
-		return key, err //nolint:wrapcheck // says what is wrong
+		return key, err
 	}
 	if made {
 		log.Info("a sealing key was made; without it the records cannot be read", "file", path)
@@ -152,7 +153,7 @@ func installation(dataDir string) (string, error) {
 	path := filepath.Join(dataDir, "installation")
 	id, _, err := workspace.LoadOrMakeSecret(path, func() string { return strings.ToLower(rand.Text()[:8]) })
 	if err != nil {
-		return "", err //nolint:wrapcheck // says what is wrong
+		return "", err
 	}
 	if !installationPattern.MatchString(id) {
 		return "", fmt.Errorf("%s must hold 1 to 32 lower-case letters and digits", path)
@@ -165,7 +166,7 @@ func newEngine(cfg config.Config, log *slog.Logger) (*docker.Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	return docker.New(docker.Settings{ //nolint:wrapcheck // says what is wrong
+	return docker.New(docker.Settings{
 		Installation: id, Image: cfg.Image, Host: cfg.EngineHost, Reach: docker.Reach(cfg.Reach), Runtime: cfg.ContainerClass,
 		Memory: int64(cfg.Memory), CPUs: cfg.CPUs, Pids: cfg.PIDs, NoFile: cfg.NoFile,
 		TmpSize: int64(cfg.TmpSize), LogMaxSize: int64(cfg.LogSize), LogMaxFiles: cfg.LogFiles,
@@ -176,7 +177,7 @@ func newEngine(cfg config.Config, log *slog.Logger) (*docker.Runtime, error) {
 func printNetwork(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) error {
 	log, err := daemon.NewLogger(stderr, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
-		return err //nolint:wrapcheck // says what is wrong
+		return err
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("making DATA_DIR: %w", err)
@@ -188,7 +189,7 @@ func printNetwork(ctx context.Context, cfg config.Config, stdout, stderr io.Writ
 	defer engine.Close()
 	addr, err := engine.EnsureNetwork(ctx)
 	if err != nil {
-		return err //nolint:wrapcheck // says what is wrong
+		return err
 	}
 	if _, err := fmt.Fprintln(stdout, addr); err != nil {
 		return fmt.Errorf("printing the address: %w", err)

@@ -46,6 +46,7 @@ type Config struct {
 	BootConcurrency int `env:"BOOT_CONCURRENCY" envDefault:"4"`
 	MaxHeld         int `env:"MAX_HELD" envDefault:"128"`
 
+	GuestTimeout   time.Duration `env:"GUEST_TIMEOUT" envDefault:"30s"`
 	BootTimeout    time.Duration `env:"BOOT_TIMEOUT" envDefault:"90s"`
 	CloneTimeout   time.Duration `env:"CLONE_TIMEOUT" envDefault:"5m"`
 	HoldTimeout    time.Duration `env:"HOLD_TIMEOUT" envDefault:"2m"`
@@ -189,7 +190,7 @@ func (c *Config) Validate() error {
 	for variable, n := range map[string]int64{
 		"SANDBOX_PIDS": c.PIDs, "SANDBOX_NOFILE": c.NoFile, "SANDBOX_TMP_SIZE": int64(c.TmpSize), "SANDBOX_LOG_SIZE": int64(c.LogSize),
 		"SANDBOX_LOG_FILES": int64(c.LogFiles), "BOOT_CONCURRENCY": int64(c.BootConcurrency), "MAX_HELD": int64(c.MaxHeld), "MAX_UPLOAD": int64(c.MaxUpload),
-		"BOOT_TIMEOUT": int64(c.BootTimeout), "CLONE_TIMEOUT": int64(c.CloneTimeout), "HOLD_TIMEOUT": int64(c.HoldTimeout),
+		"GUEST_TIMEOUT": int64(c.GuestTimeout), "BOOT_TIMEOUT": int64(c.BootTimeout), "CLONE_TIMEOUT": int64(c.CloneTimeout), "HOLD_TIMEOUT": int64(c.HoldTimeout),
 		"MESSAGE_TIMEOUT": int64(c.MessageTimeout), "EXEC_TIMEOUT": int64(c.ExecTimeout), "DRAIN_TIMEOUT": int64(c.DrainTimeout),
 	} {
 		if n <= 0 {

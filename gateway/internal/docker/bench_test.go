@@ -61,17 +61,17 @@ func BenchmarkRuntime(b *testing.B) {
 	timed("start", stop, start, nothing)
 	var made lifecycle.Container
 	n := 0
-	make := func() (err error) {
+	makeOne := func() (err error) {
 		n++
 		made, err = r.Create(ctx, specOf(r, "n"+strconv.Itoa(n)))
 		return err
 	}
 	begin := func() error { _, err := r.Start(ctx, made.ID); return err }
 	remove := func() error { return r.Remove(ctx, made.ID) }
-	timed("create", nothing, make, remove)
-	timed("start-first", make, begin, remove)
+	timed("create", nothing, makeOne, remove)
+	timed("start-first", makeOne, begin, remove)
 	timed("remove-running", func() error {
-		if err := make(); err != nil {
+		if err := makeOne(); err != nil {
 			return err
 		}
 		return begin()

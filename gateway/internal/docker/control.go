@@ -177,8 +177,6 @@ func (r *Runtime) reattach(ctx context.Context, id string) error {
 }
 
 // errNoNetwork says that the network was removed under a container.
-//
-//nolint:errname // a sentinel that does not leave the package
 var errNoNetwork = &sandbox.Error{Code: sandbox.CodeBootFailed, Message: "the sandboxes' network is gone"}
 
 func (r *Runtime) start(ctx context.Context, id string) (lifecycle.Container, error) {

@@ -118,8 +118,8 @@ func (r *Runtime) hostConfig(spec lifecycle.Spec, e *engine, nw *network) *conta
 	}
 	if !nw.direct {
 		// Port 0: the engine chooses one that is free.
-		any := []nat.PortBinding{{HostIP: loopback, HostPort: "0"}}
-		host.PortBindings = nat.PortMap{guestPort: any, openCodePort: any}
+		anyPort := []nat.PortBinding{{HostIP: loopback, HostPort: "0"}}
+		host.PortBindings = nat.PortMap{guestPort: anyPort, openCodePort: anyPort}
 	}
 	return host
 }

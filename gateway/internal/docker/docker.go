@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -83,26 +82,21 @@ func New(set Settings, log *slog.Logger) (*Runtime, error) {
 
 // newClient returns a client that has not spoken to the engine yet.
 func newClient(host string) (*client.Client, error) {
-	if host == "" {
-		host = os.Getenv(client.EnvOverrideHost)
-	}
-	if host == "" {
-		host = client.DefaultDockerHost
+	at := client.WithHostFromEnv()
+	if host != "" {
+		at = client.WithHost(host)
 	}
 	// The address appears in messages, so one that could hold a password is not
 	// taken, and a bad one is not repeated.
-	u, err := client.ParseHostURL(host)
-	if err != nil || (u.Scheme != "unix" && u.Scheme != "tcp") {
-		return nil, errors.New("the container engine's address must be unix:///path or tcp://host:port; forward the socket for one behind ssh")
-	}
-	if u.Scheme == "tcp" && strings.Contains(host, "@") {
-		return nil, errors.New("the container engine's address must not hold a user or password; use TLS certificates (DOCKER_CERT_PATH)")
+	probe, err := client.NewClientWithOpts(at)
+	if err != nil || !usable(probe.DaemonHost()) {
+		return nil, errors.New("the container engine's address must be unix:///path or tcp://host:port, without user and password (certificates: DOCKER_CERT_PATH); forward the socket of one behind ssh")
 	}
 	// The version of DOCKER_API_VERSION is left alone on purpose: it would
 	// switch the negotiation off.
 	cli, err := client.NewClientWithOpts(
 		client.WithTLSClientConfigFromEnv(),
-		client.WithHost(host),
+		at,
 		client.WithAPIVersionNegotiation(),
 		func(c *client.Client) error {
 			if t, ok := c.HTTPClient().Transport.(*http.Transport); ok {
@@ -115,6 +109,10 @@ func newClient(host string) (*client.Client, error) {
 		return nil, fmt.Errorf("making the container engine's client: %w", err)
 	}
 	return cli, nil
+}
+
+func usable(host string) bool {
+	return strings.HasPrefix(host, "unix://") || strings.HasPrefix(host, "tcp://") && !strings.Contains(host, "@")
 }
 
 // Close lets go of the idle connections to the engine. Containers stay.

@@ -107,6 +107,6 @@ func unreachable(err error) bool {
 	return ok
 }
 
-func mentions(said string, any ...string) bool {
-	return slices.ContainsFunc(any, func(s string) bool { return strings.Contains(said, s) })
+func mentions(said string, phrases ...string) bool {
+	return slices.ContainsFunc(phrases, func(s string) bool { return strings.Contains(said, s) })
 }

@@ -99,8 +99,11 @@ func serveFake(t *testing.T, f *fakeEngine, change ...func(*Settings)) *Runtime 
 		t.Fatal(err)
 	}
 	srv := &http.Server{Handler: f, ReadHeaderTimeout: deadline}
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(ln) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(ln)
+	}()
 	t.Cleanup(func() {
 		_ = srv.Close()
 		<-done
@@ -111,7 +114,7 @@ func serveFake(t *testing.T, f *fakeEngine, change ...func(*Settings)) *Runtime 
 // socketDir is short: a socket's path may have some hundred bytes only.
 func socketDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fake")
+	dir, err := os.MkdirTemp("", "fake") //nolint:usetesting // its path is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,8 +319,11 @@ func TestTheSameRuntimeWorksAfterTheEngineCameAndChanged(t *testing.T) {
 			t.Fatal(err)
 		}
 		srv := &http.Server{Handler: f, ReadHeaderTimeout: deadline}
-		done := make(chan error, 1)
-		go func() { done <- srv.Serve(ln) }()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = srv.Serve(ln)
+		}()
 		return func() { _ = srv.Close(); <-done }
 	}
 	stop := serve(&fakeEngine{api: "1.41"})

@@ -70,16 +70,14 @@ func waitFor(ctx context.Context, e *engine, id string, until container.WaitCond
 // Events calls fn for each event of the installation's containers until the
 // context ends (nil) or the engine goes away (error). Events from the moment
 // it asked are delivered, so nothing between that and subscribed is missed;
-// one may be told of something that a list had shown already.
+// one may be told of something that a list had shown already. fn must be quick:
+// an engine drops events that are not taken.
 func (r *Runtime) Events(ctx context.Context, subscribed func(), fn func(lifecycle.Event)) error {
+	s := step{doing: "report events", code: sandbox.CodeEngineAway}
 	e, err := r.connect(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
+		return r.ended(ctx, s, err)
 	}
-	s := step{doing: "report events", code: sandbox.CodeEngineAway}
 	stream, opened, cancel := r.opening(ctx)
 	defer cancel()
 
@@ -110,7 +108,7 @@ func (r *Runtime) Events(ctx context.Context, subscribed func(), fn func(lifecyc
 // ended is why a stream of events ended.
 func (r *Runtime) ended(ctx context.Context, s step, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // a watch that was asked to end has ended well
 	}
 	if err == nil {
 		err = io.EOF
@@ -252,7 +250,8 @@ func sample(ctx context.Context, e *engine, id string) (container.StatsResponse,
 	}
 	defer func() { _ = resp.Body.Close() }()
 	var s container.StatsResponse
-	return s, json.NewDecoder(resp.Body).Decode(&s)
+	err = json.NewDecoder(resp.Body).Decode(&s)
+	return s, err
 }
 
 // compute makes figures of two samples. Memory leaves out what the kernel

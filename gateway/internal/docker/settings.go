@@ -73,10 +73,9 @@ const (
 	mebibyte = 1 << 20
 
 	// minMemory is what the engine itself asks for.
-	minMemory = 6
+	minMemory = 6 * mebibyte
 )
 
-//nolint:gochecknoglobals // compiled once
 var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 
 func (s Settings) withDefaults() Settings {

@@ -156,7 +156,7 @@ func (a *API) admit(c echo.Context) error {
 		return sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
 	}
 	if err := sandbox.CheckPath(rawPath(r)); err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	if r.URL.Path == "/health" {
 		return nil

@@ -39,7 +39,7 @@ func (a *API) exec(c echo.Context) error {
 	}
 	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), true)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	ctx, cancel := a.within(c, h, timeout+10*time.Second)
 	defer cancel()
@@ -161,7 +161,7 @@ func (a *API) readFile(c echo.Context) error {
 	}
 	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), true)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	ctx, cancel := a.within(c, h, fileTimeout)
 	defer cancel()
@@ -212,7 +212,7 @@ func (a *API) writeFile(c echo.Context) error {
 	}
 	h, err := a.Manager.Use(r.Context(), c.Param("id"), true)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	ctx, cancel := a.within(c, h, fileTimeout)
 	defer cancel()
@@ -230,7 +230,7 @@ func (a *API) deleteFile(c echo.Context) error {
 	}
 	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), true)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	ctx, cancel := a.within(c, h, time.Minute)
 	defer cancel()
@@ -268,7 +268,7 @@ func (a *API) logs(c echo.Context) error {
 	defer context.AfterFunc(a.streams, func() { cancel(context.Cause(a.streams)) })()
 	r, err := a.Manager.Logs(ctx, c.Param("id"), lifecycle.LogOptions{Tail: tail, Follow: follow})
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	defer func() { _ = r.Close() }()
 	if !follow {

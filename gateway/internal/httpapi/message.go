@@ -36,12 +36,12 @@ func (a *API) message(c echo.Context) error {
 	ctx, id := c.Request().Context(), c.Param("id")
 	if len(req.Config) > 0 {
 		if err := a.Manager.Apply(ctx, id, req.Config); err != nil {
-			return err //nolint:wrapcheck // already the contract's error
+			return err
 		}
 	}
 	h, err := a.Manager.Use(ctx, id, true)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	session := make(chan string, 1)
 	ended := make(chan turnEnd, 1)
@@ -96,7 +96,7 @@ func (a *API) turn(h lifecycle.Handle, req sandbox.MessageRequest, session chan<
 	}
 	a.Log.Info("turn ended", "sandboxId", h.SandboxID, "userId", h.UserID, "sessionId", result.SessionID,
 		"duration", time.Since(began), "failed", err != nil || result.ErrText != "")
-	return result, err //nolint:wrapcheck // already the contract's error
+	return result, err
 }
 
 func (a *API) answer(c echo.Context, end turnEnd) error {

@@ -46,14 +46,14 @@ func (a *API) stopped(ctx context.Context, id string) bool {
 func (a *API) forward(c echo.Context, id, prefix, path string, active bool) error {
 	h, err := a.Manager.Use(c.Request().Context(), id, active)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	done, cancel := context.WithCancelCause(h.Life)
 	defer cancel(nil)
 	if isStream(c.Request(), path) {
 		defer context.AfterFunc(a.streams, func() { cancel(context.Cause(a.streams)) })()
 	}
-	return a.Proxy.Serve(c.Response(), c.Request(), proxy.Request{ //nolint:wrapcheck // already the contract's error
+	return a.Proxy.Serve(c.Response(), c.Request(), proxy.Request{
 		OpenCodeURL: h.Link.OpenCodeURL, Password: h.Password, Path: path, Prefix: prefix, Done: done, ControlPlane: true,
 	})
 }

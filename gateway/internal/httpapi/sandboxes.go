@@ -24,7 +24,7 @@ func (a *API) ready(c echo.Context) error {
 		return lifecycle.ErrClosing
 	}
 	if err := a.Manager.Ready(c.Request().Context()); err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return c.JSON(http.StatusOK, map[string]string{"status": "ready"})
 }
@@ -65,7 +65,7 @@ func (a *API) create(c echo.Context) error {
 	}
 	resp, err := a.Manager.Create(c.Request().Context(), req)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return c.JSON(http.StatusOK, resp)
 }
@@ -73,7 +73,7 @@ func (a *API) create(c echo.Context) error {
 func (a *API) get(c echo.Context) error {
 	info, err := a.Manager.Get(c.Request().Context(), c.Param("id"))
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return c.JSON(http.StatusOK, info)
 }
@@ -81,7 +81,7 @@ func (a *API) get(c echo.Context) error {
 func (a *API) remove(c echo.Context) error {
 	id := c.Param("id")
 	if err := a.Manager.Delete(c.Request().Context(), id); err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return c.JSON(http.StatusOK, sandbox.DeleteResponse{Success: true, Deleted: id})
 }
@@ -93,7 +93,7 @@ func (a *API) wake(c echo.Context) error {
 	}
 	resp, err := a.Manager.Wake(c.Request().Context(), c.Param("id"), req.Config)
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return c.JSON(http.StatusOK, resp)
 }
@@ -101,7 +101,7 @@ func (a *API) wake(c echo.Context) error {
 func (a *API) stats(c echo.Context) error {
 	stats, err := a.Manager.Stats(c.Request().Context(), c.Param("id"))
 	if err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return c.JSON(http.StatusOK, sandbox.StatsResponse{Stats: stats})
 }

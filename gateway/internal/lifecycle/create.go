@@ -32,7 +32,7 @@ const maxUserID = 256
 func (m *Manager) plan(req sandbox.CreateRequest) (plan, error) {
 	p := plan{id: req.ID, userID: req.UserID, rawConfig: req.Config}
 	if err := sandbox.CheckID(req.ID); err != nil {
-		return p, err //nolint:wrapcheck // already the contract's error
+		return p, err
 	}
 	if req.UserID == "" || len(req.UserID) > maxUserID || strings.ContainsFunc(req.UserID, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return p, sandbox.Errorf(sandbox.CodeInvalidRequest, "userId must be 1 to %d printable characters", maxUserID)
@@ -227,7 +227,7 @@ func (m *Manager) newContainer(ctx context.Context, b *box) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	rec := b.record()
-	return m.runtime.Create(ctx, Spec{ //nolint:wrapcheck // already the contract's error
+	return m.runtime.Create(ctx, Spec{
 		SandboxID: rec.SandboxID,
 		Volume:    rec.Volume,
 		Env:       map[string]string{guest.TokenHashEnv: tokenHash(rec.Secrets.Token)},
@@ -264,7 +264,7 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan) (wr
 		group.Go(func() error { return atStepOrNil(ctx, "clone", m.clone(groupCtx, g, *p.repo)) })
 	}
 	if err := group.Wait(); err != nil {
-		return 0, err //nolint:wrapcheck // already names the step
+		return 0, err
 	}
 	b.mu.Lock()
 	b.attached = true
@@ -325,7 +325,7 @@ func runCommand(ctx context.Context, g *guest.Client, req guest.ExecRequest) (sa
 		return nil
 	})
 	res.Stdout, res.Stderr = stdout.String(), stderr.String()
-	return res, err //nolint:wrapcheck // the caller says what was run
+	return res, err
 }
 
 // lastWords is the end of what a program said, fit to be shown: printable, and

@@ -13,7 +13,7 @@ import (
 // error says what must be done again, and the gateway does it by itself too.
 func (m *Manager) Delete(ctx context.Context, id string) error {
 	if err := sandbox.CheckID(id); err != nil {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	b := m.find(id)
 	if b == nil {
@@ -74,16 +74,16 @@ func (m *Manager) removeFromEngine(ctx context.Context, rec Record, id string) e
 	switch {
 	case err == nil:
 		if err := m.runtime.Remove(ctx, cont.ID); err != nil && !errors.Is(err, ErrNoContainer) {
-			return err //nolint:wrapcheck // already the contract's error
+			return err
 		}
 	case !errors.Is(err, ErrNoContainer):
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	if rec.Volume == "" {
 		return nil
 	}
 	if err := m.runtime.RemoveVolume(ctx, rec.Volume); err != nil && !errors.Is(err, ErrNoContainer) {
-		return err //nolint:wrapcheck // already the contract's error
+		return err
 	}
 	return nil
 }

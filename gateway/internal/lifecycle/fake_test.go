@@ -405,7 +405,7 @@ func (s storeOf) List(ctx context.Context) (Listing, error) {
 
 type linksOf struct{ w *world }
 
-func (l linksOf) Register(Container) Link {
+func (l linksOf) Register(Container, func(context.Context) error) Link {
 	return Link{GuestURL: l.w.server.URL, OpenCodeURL: l.w.server.URL}
 }
 

@@ -35,8 +35,9 @@ var (
 // registered link over connections that belong to that run of the container.
 type Links interface {
 	http.RoundTripper
-	// Register opens the path to one run; registering it again is fine.
-	Register(c Container) Link
+	// Register opens the path to one run; registering it again is fine. A new
+	// connection to OpenCode is used only when openCodeReady returns nil.
+	Register(c Container, openCodeReady func(context.Context) error) Link
 	// Drop closes the path and every connection on it, at once.
 	Drop(run Run)
 }
@@ -170,7 +171,7 @@ func (m *Manager) Ready(ctx context.Context) error {
 	if err := m.store.Ready(ctx); err != nil {
 		return sandbox.Errorf(sandbox.CodeStoreAway, "the store cannot be written").WithCause(err)
 	}
-	return m.runtime.Ready(ctx) //nolint:wrapcheck // already the contract's error
+	return m.runtime.Ready(ctx)
 }
 
 // newBox makes a box in the map's lock.
@@ -214,7 +215,7 @@ func (m *Manager) forget(b *box) {
 // existing returns the box of a sandbox that callers can see.
 func (m *Manager) existing(id string) (*box, error) {
 	if err := sandbox.CheckID(id); err != nil {
-		return nil, err //nolint:wrapcheck // already the contract's error
+		return nil, err
 	}
 	b := m.find(id)
 	if b == nil || !b.current().visible() {

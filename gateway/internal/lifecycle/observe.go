@@ -15,7 +15,7 @@ func (m *Manager) Logs(ctx context.Context, id string, opts LogOptions) (io.Read
 	if err != nil {
 		return nil, err
 	}
-	return m.runtime.Logs(ctx, container, opts) //nolint:wrapcheck // already the contract's error
+	return m.runtime.Logs(ctx, container, opts)
 }
 
 // Stats returns the figures of a running sandbox.
@@ -24,7 +24,7 @@ func (m *Manager) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	if err != nil {
 		return sandbox.Stats{}, err
 	}
-	return m.runtime.Stats(ctx, container) //nolint:wrapcheck // already the contract's error
+	return m.runtime.Stats(ctx, container)
 }
 
 func (m *Manager) containerOf(id string) (string, error) {

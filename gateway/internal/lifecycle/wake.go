@@ -222,12 +222,12 @@ func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 			return cont, nil
 		}
 		if !errors.Is(err, ErrNoContainer) {
-			return cont, err //nolint:wrapcheck // already the contract's error
+			return cont, err
 		}
 	}
 	volumes, err := m.runtime.Volumes(ctx)
 	if err != nil {
-		return Container{}, err //nolint:wrapcheck // already the contract's error
+		return Container{}, err
 	}
 	if !slices.Contains(volumes, rec.Volume) {
 		if err := m.become(b, stateLost, false); err != nil {
@@ -240,7 +240,7 @@ func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 	// One of that name and not of the record is a leftover of an old start.
 	if stale, err := m.runtime.Find(ctx, rec.SandboxID); err == nil {
 		if err := m.runtime.Remove(ctx, stale.ID); err != nil {
-			return Container{}, err //nolint:wrapcheck // already the contract's error
+			return Container{}, err
 		}
 	}
 	cont, err := m.newContainer(ctx, b)
@@ -266,8 +266,9 @@ func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Clie
 	if err != nil {
 		return nil, atStep(ctx, "container", err)
 	}
-	link := m.links.Register(cont)
-	g := guest.NewClient(m.links, link.GuestURL, b.record().Secrets.Token)
+	var g *guest.Client
+	link := m.links.Register(cont, func(ctx context.Context) error { return openCodeReady(ctx, g) })
+	g = guest.NewClient(m.links, link.GuestURL, b.record().Secrets.Token)
 	b.mu.Lock()
 	b.cont, b.link, b.guest, b.attached = cont, link, g, false
 	b.mu.Unlock()
@@ -275,6 +276,21 @@ func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Clie
 		return nil, atStep(ctx, "sandboxd", err)
 	}
 	return g, nil
+}
+
+// openCodeReady asks sandboxd whether OpenCode serves. After a crash it accepts
+// connections for up to a second before it has routes, and a request sent then
+// would hang for ever.
+func openCodeReady(ctx context.Context, g *guest.Client) error {
+	oc, err := g.OpenCode(ctx)
+	if err != nil {
+		return err
+	}
+	if oc.State != guest.StateReady {
+		return sandbox.Errorf(sandbox.CodeOpenCodeDown, "OpenCode is %s in the sandbox (last exit: %s); try again in a moment",
+			lastWords(oc.State), lastWords(oc.LastExit))
+	}
+	return nil
 }
 
 // awaitGuest polls sandboxd, which binds its port before anything else. It

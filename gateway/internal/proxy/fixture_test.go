@@ -65,7 +65,7 @@ func serve(tb testing.TB, addr string, alive proxy.AliveFunc, settings proxy.Set
 	done, end := context.WithCancelCause(context.Background())
 	f.end = end
 	tb.Cleanup(func() { end(nil) })
-	link := f.transport.Register(container(run, addr))
+	link := f.transport.Register(container(run, addr), nil)
 	f.req = proxy.Request{OpenCodeURL: link.OpenCodeURL, Password: "secret", Prefix: prefix, Done: done, ControlPlane: true}
 	if change != nil {
 		change(&f.req)

@@ -112,7 +112,8 @@ type Transport struct {
 // runConns are the connections of one run. Guarded by Transport.mu.
 type runConns struct {
 	run     lifecycle.Run
-	addrs   map[string]string // port → host:port as the gateway dials it
+	addrs   map[string]string                      // port → host:port as the gateway dials it
+	ready   map[string]func(context.Context) error // port → what must be asked before use
 	conns   map[*conn]struct{}
 	open    map[string]int // port → connections open or being made
 	dropped bool
@@ -145,7 +146,10 @@ func NewTransport(alive AliveFunc, settings TransportSettings) *Transport {
 // two servers, for use with this Transport only. They stay well-formed, and
 // fail, after the run was dropped. Registering a run again replaces the
 // addresses for connections yet to be made.
-func (t *Transport) Register(c lifecycle.Container) lifecycle.Link {
+//
+// ready, if not nil, is asked after each new connection to OpenCode: while it
+// starts it accepts connections and never answers them.
+func (t *Transport) Register(c lifecycle.Container, ready func(context.Context) error) lifecycle.Link {
 	key := keyOf(c.Run())
 	guestPort, openCodePort := strconv.Itoa(guest.Port), strconv.Itoa(sandbox.OpenCodePort)
 	t.mu.Lock()
@@ -156,6 +160,7 @@ func (t *Transport) Register(c lifecycle.Container) lifecycle.Link {
 		t.runs[key] = entry
 	}
 	entry.addrs = map[string]string{guestPort: c.GuestAddr, openCodePort: c.OpenCodeAddr}
+	entry.ready = map[string]func(context.Context) error{openCodePort: ready}
 	return lifecycle.Link{
 		GuestURL:    "http://" + key + ":" + guestPort,
 		OpenCodeURL: "http://" + key + ":" + openCodePort,
@@ -230,7 +235,7 @@ func (t *Transport) dial(ctx context.Context, _, key string) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the sandbox's key: %w", err)
 	}
-	entry, addr, err := t.reserve(host, port)
+	entry, addr, ready, err := t.reserve(host, port)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +248,11 @@ func (t *Transport) dial(ctx context.Context, _, key string) (net.Conn, error) {
 	}
 	aliveCtx, cancel := context.WithTimeout(ctx, t.settings.AliveTimeout)
 	defer cancel()
-	if err := t.alive(aliveCtx, entry.run); err != nil {
+	err = t.alive(aliveCtx, entry.run)
+	if err == nil && ready != nil {
+		err = ready(aliveCtx)
+	}
+	if err != nil {
 		_ = c.SetLinger(0)
 		_ = c.Close()
 		return nil, &DialError{Run: entry.run, Err: err}
@@ -252,22 +261,22 @@ func (t *Transport) dial(ctx context.Context, _, key string) (net.Conn, error) {
 }
 
 // reserve looks a run up and counts a connection that is about to be made.
-func (t *Transport) reserve(key, port string) (*runConns, string, error) {
+func (t *Transport) reserve(key, port string) (entry *runConns, addr string, ready func(context.Context) error, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	entry := t.runs[key]
+	entry = t.runs[key]
 	if entry == nil {
-		return nil, "", &DialError{Err: ErrGone}
+		return nil, "", nil, &DialError{Err: ErrGone}
 	}
-	addr := entry.addrs[port]
+	addr = entry.addrs[port]
 	if addr == "" {
-		return nil, "", &DialError{Run: entry.run, Err: fmt.Errorf("port %s has no address", port)}
+		return nil, "", nil, &DialError{Run: entry.run, Err: fmt.Errorf("port %s has no address", port)}
 	}
 	if entry.open[port] >= t.settings.MaxConns {
-		return nil, "", &DialError{Run: entry.run, Err: ErrTooManyConnections}
+		return nil, "", nil, &DialError{Run: entry.run, Err: ErrTooManyConnections}
 	}
 	entry.open[port]++
-	return entry, addr, nil
+	return entry, addr, entry.ready[port], nil
 }
 
 // connect dials and puts the connection under the run, so that from here on

@@ -36,7 +36,7 @@ func TestBothPortsOfARunAreReachedWithALoopbackHostHeader(t *testing.T) {
 	tr := transportFor(t, always, proxy.TransportSettings{})
 	link := tr.Register(lifecycle.Container{
 		ID: run.ID, StartedAt: run.StartedAt, GuestAddr: backend(t, host), OpenCodeAddr: backend(t, host),
-	})
+	}, nil)
 	for url, want := range map[string]string{link.GuestURL: "127.0.0.1:4095", link.OpenCodeURL: "127.0.0.1:4096"} {
 		if got, err := get(t.Context(), t, tr, url); err != nil || got != want {
 			t.Errorf("%s: got %q, %v; want %q", url, got, err, want)
@@ -47,8 +47,8 @@ func TestBothPortsOfARunAreReachedWithALoopbackHostHeader(t *testing.T) {
 func TestARestartedContainerIsAnotherTarget(t *testing.T) {
 	addr := backend(t, func(http.ResponseWriter, *http.Request) {})
 	tr := transportFor(t, always, proxy.TransportSettings{})
-	first := tr.Register(container(run, addr))
-	second := tr.Register(container(lifecycle.Run{ID: run.ID, StartedAt: "later"}, addr))
+	first := tr.Register(container(run, addr), nil)
+	second := tr.Register(container(lifecycle.Run{ID: run.ID, StartedAt: "later"}, addr), nil)
 	if first == second {
 		t.Fatal("two runs share their URLs")
 	}
@@ -79,7 +79,7 @@ func TestAliveIsAskedOncePerConnectionAndAfterTheConnect(t *testing.T) {
 		}
 		return nil
 	}, proxy.TransportSettings{})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	for range 3 {
 		if _, err := get(t.Context(), t, tr, link.OpenCodeURL); err != nil {
 			t.Fatal(err)
@@ -108,7 +108,7 @@ func TestASuccessorAtTheSameAddressReceivesNoByte(t *testing.T) {
 		}
 		return nil
 	}, proxy.TransportSettings{})
-	link := tr.Register(container(run, a.Addr().String()))
+	link := tr.Register(container(run, a.Addr().String()), nil)
 	_ = a.Close()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", a.Addr().String())
 	if err != nil {
@@ -168,7 +168,7 @@ func TestDropClosesIdleConnectionsAndThoseInUse(t *testing.T) {
 		ended <- struct{}{}
 	})
 	tr := transportFor(t, always, proxy.TransportSettings{})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	if _, err := get(t.Context(), t, tr, link.OpenCodeURL+"/quick"); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestDropWhileAliveIsAskedWins(t *testing.T) {
 		tr.Drop(run)
 		return nil
 	}, proxy.TransportSettings{})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	if _, err := get(t.Context(), t, tr, link.OpenCodeURL); err == nil {
 		t.Error("the request went through a dropped run")
 	}
@@ -221,7 +221,7 @@ func TestConnectionsOfARunAreBoundedAndFreedAgain(t *testing.T) {
 		<-release
 	})
 	tr := transportFor(t, always, proxy.TransportSettings{MaxConns: 1})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	first := make(chan error, 1)
 	go func() {
 		_, err := get(t.Context(), t, tr, link.OpenCodeURL)
@@ -248,7 +248,7 @@ func TestFailedDialsDoNotUseUpTheBound(t *testing.T) {
 	addr := l.Addr().String()
 	_ = l.Close()
 	tr := transportFor(t, always, proxy.TransportSettings{MaxConns: 1})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	for range 3 {
 		_, err := get(t.Context(), t, tr, link.OpenCodeURL)
 		if _, ok := errors.AsType[*net.OpError](err); !ok {
@@ -263,7 +263,7 @@ func TestAliveHasADeadlineAndItsSandboxErrorIsKept(t *testing.T) {
 		<-ctx.Done()
 		return sandbox.Errorf(sandbox.CodeEngineAway, "the engine does not answer")
 	}, proxy.TransportSettings{AliveTimeout: time.Millisecond})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	if _, err := get(t.Context(), t, tr, link.OpenCodeURL); !sandbox.HasCode(err, sandbox.CodeEngineAway) {
 		t.Errorf("error %v, want engine_unavailable", err)
 	}
@@ -272,7 +272,7 @@ func TestAliveHasADeadlineAndItsSandboxErrorIsKept(t *testing.T) {
 func TestOnlyURLsOfTheRegistryAreTaken(t *testing.T) {
 	tr := transportFor(t, always, proxy.TransportSettings{})
 	addr := backend(t, func(http.ResponseWriter, *http.Request) {})
-	link := tr.Register(container(run, addr))
+	link := tr.Register(container(run, addr), nil)
 	for _, url := range []string{
 		"http://" + addr + "/", "https" + strings.TrimPrefix(link.OpenCodeURL, "http"),
 		"http://unknown.run:4096/", strings.Replace(link.OpenCodeURL, ":4096", ":22", 1),

@@ -4,166 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"github.com/agentpod/agentpod/gateway/internal/turn"
 	"github.com/agentpod/agentpod/shared/opencode"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// patience is how long a test waits for what should come at once.
-const patience = 10 * time.Second
-
-// fake is an OpenCode whose turn is a script. Its lists can be changed while a
-// turn runs; what it was told is kept.
-type fake struct {
-	t *testing.T
-	// message answers POST /session/ses_root/message.
-	message http.HandlerFunc
-
-	mu          sync.Mutex
-	status      string
-	permissions string
-	questions   string
-	asked       []string // "METHOD /path body" of everything that changes something
-	told        chan string
-	broken      bool // every look fails
-}
-
-// parents are the sessions that exist, with their parents.
-func parentOf(id string) (string, bool) {
-	parent, ok := map[string]string{
-		"ses_root": "", "ses_child": "ses_root", "ses_grandchild": "ses_child",
-		"ses_other": "", "ses_stranger": "ses_other", "ses_loop": "ses_loop",
-	}[id]
-	return parent, ok
-}
-
-func newFake(t *testing.T, message http.HandlerFunc) *fake {
-	t.Helper()
-	return &fake{t: t, message: message, status: "{}", permissions: "[]", questions: "[]", told: make(chan string, 1000)}
-}
-
-func (f *fake) set(status, permissions, questions string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.status, f.permissions, f.questions = status, permissions, questions
-}
-
-func (f *fake) client() *opencode.Client {
-	s := httptest.NewServer(f)
-	f.t.Cleanup(s.Close)
-	transport := &http.Transport{}
-	f.t.Cleanup(transport.CloseIdleConnections)
-	return opencode.New(transport, s.URL, "secret")
-}
-
-func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(r.Body)
-	f.mu.Lock()
-	looks := map[string]string{"/session/status": f.status, "/permission": f.permissions, "/question": f.questions}
-	look, isLook := looks[r.URL.Path]
-	if r.Method == http.MethodPost {
-		entry := strings.TrimSpace(r.URL.Path + " " + string(body))
-		f.asked = append(f.asked, entry)
-		f.told <- entry
-	}
-	broken := f.broken
-	f.mu.Unlock()
-	id := strings.TrimPrefix(r.URL.Path, "/session/")
-	switch {
-	case isLook && broken:
-		http.Error(w, "broken", http.StatusInternalServerError)
-	case isLook:
-		_, _ = io.WriteString(w, look)
-	case r.URL.Path == "/agent":
-		_, _ = io.WriteString(w, `[{"name":"plan"},{"name":"build"},{"name":"title","hidden":true}]`)
-	case r.URL.Path == "/config/providers":
-		_, _ = io.WriteString(w, `{"providers":[{"id":"p","models":{"m2":{},"m1":{}}},{"id":"q\u001b[31m","models":{}}],"default":{}}`)
-	case r.URL.Path == "/session":
-		_, _ = io.WriteString(w, `{"id":"ses_root","title":"Agent Task"}`)
-	case r.URL.Path == "/session/ses_root/message":
-		r.Body = io.NopCloser(strings.NewReader(string(body)))
-		f.message(w, r)
-	case r.Method == http.MethodPost:
-		_, _ = io.WriteString(w, "true")
-	default:
-		parent, ok := parentOf(id)
-		if !ok {
-			w.WriteHeader(http.StatusNotFound)
-			_, _ = io.WriteString(w, `{"name":"NotFoundError","data":{"message":"Session not found"}}`)
-			return
-		}
-		_, _ = fmt.Fprintf(w, `{"id":%q,"parentID":%q}`, id, parent)
-	}
-}
-
-// await returns when OpenCode was told that.
-func (f *fake) await(want string) {
-	f.t.Helper()
-	deadline := time.After(patience)
-	for {
-		select {
-		case got := <-f.told:
-			if got == want {
-				return
-			}
-		case <-deadline:
-			f.t.Errorf("OpenCode was never told %s", want)
-			return
-		}
-	}
-}
-
-func (f *fake) wasTold(what string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Contains(f.asked, what)
-}
-
-// says answers a message at once.
-func says(reply string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, reply) }
-}
-
-const finished = `{"info":{"id":"msg_1","finish":"stop"},"parts":[{"type":"text","text":"done"}]}`
-
-// until answers a message when the channel closes, or never if the client leaves.
-func until(ready <-chan struct{}, reply string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case <-ready:
-			_, _ = io.WriteString(w, reply)
-		case <-r.Context().Done():
-		}
-	}
-}
-
-func quick() *turn.Runner {
-	return &turn.Runner{Deadline: patience, PollEvery: time.Millisecond}
-}
-
-func sandboxError(t *testing.T, err error) *sandbox.Error {
-	t.Helper()
-	e, ok := errors.AsType[*sandbox.Error](err)
-	if !ok {
-		t.Fatalf("error %v is no sandbox error", err)
-	}
-	return e
-}
 
 func TestANewSessionIsMadeAndKnownBeforeTheMessageIsSent(t *testing.T) {
 	f := newFake(t, says(finished))
@@ -387,7 +241,10 @@ func TestTheDeadlineAlsoHoldsWhileTheReplyComesEndlessly(t *testing.T) {
 }
 
 func TestTheDeadlineHoldsBeforeTheSessionIsKnown(t *testing.T) {
-	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // only then does the server notice who leaves
+		<-r.Context().Done()
+	}))
 	t.Cleanup(s.Close)
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -403,79 +260,6 @@ func TestTheRunnersDeadlineIsTheDefault(t *testing.T) {
 	_, err := r.Run(t.Context(), newFake(t, until(nil, "")).client(), turn.Request{Message: "hi"}, nil)
 	if e := sandboxError(t, err); e.Code != sandbox.CodeTurnDeadline {
 		t.Errorf("%v", err)
-	}
-}
-
-func TestRequestsOfTheTurnAreAnsweredByPolicyAndOthersAreLeftAlone(t *testing.T) {
-	const (
-		permissions = `[{"id":"per_stranger","sessionID":"ses_stranger"},{"id":"per_loop","sessionID":"ses_loop"},{"id":"../x","sessionID":"ses_other"},` +
-			`{"id":"per_root","sessionID":"ses_root"},{"id":"per_deep","sessionID":"ses_grandchild"}]`
-		questions = `[{"id":"que_stranger","sessionID":"ses_other"},{"id":"que_child","sessionID":"ses_child"}]`
-	)
-	for policy, reply := range map[turn.Policy]string{turn.Allow: "once", turn.Deny: "reject", "": "once"} {
-		t.Run("policy "+string(policy), func(t *testing.T) {
-			ready := make(chan struct{})
-			f := newFake(t, until(ready, finished))
-			f.set("{}", permissions, questions)
-			r := quick()
-			r.Policy = policy
-			go func() {
-				defer close(ready)
-				f.await(fmt.Sprintf(`/permission/per_root/reply {"reply":%q}`, reply))
-				f.await(fmt.Sprintf(`/permission/per_deep/reply {"reply":%q}`, reply))
-				f.await(`/question/que_child/reject`)
-			}()
-			if _, err := r.Run(t.Context(), f.client(), turn.Request{Message: "hi"}, nil); err != nil {
-				t.Fatal(err)
-			}
-			for _, entry := range f.asked {
-				if strings.Contains(entry, "stranger") || strings.Contains(entry, "loop") || strings.Contains(entry, "..") {
-					t.Errorf("another's request was answered: %s", entry)
-				}
-			}
-		})
-	}
-}
-
-func TestALookThatFailsCostsNothingButTheLook(t *testing.T) {
-	ready := make(chan struct{})
-	f := newFake(t, until(ready, finished))
-	f.broken = true
-	f.set("{}", `[{"id":"per_1","sessionID":"ses_root"}]`, "[]")
-	go func() {
-		defer close(ready)
-		f.await(`/session/ses_root/message {"parts":[{"text":"hi","type":"text"}]}`)
-		f.mu.Lock()
-		f.broken = false
-		f.mu.Unlock()
-		f.await(`/permission/per_1/reply {"reply":"once"}`)
-	}()
-	if res, err := quick().Run(t.Context(), f.client(), turn.Request{Message: "hi"}, nil); err != nil || res.Response != "done" {
-		t.Errorf("%+v, %v", res, err)
-	}
-}
-
-func TestALookThatHangsDoesNotDelayTheReply(t *testing.T) {
-	looking := make(chan struct{})
-	var once sync.Once
-	f := newFake(t, until(looking, finished))
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/session/status" {
-			once.Do(func() { close(looking) })
-			<-r.Context().Done()
-			return
-		}
-		f.ServeHTTP(w, r)
-	}))
-	t.Cleanup(s.Close)
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	began := time.Now()
-	if _, err := quick().Run(t.Context(), opencode.New(transport, s.URL, "secret"), turn.Request{Message: "hi"}, nil); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(began); took > 3*time.Second {
-		t.Errorf("the reply took %s", took)
 	}
 }
 

@@ -3,6 +3,7 @@ package turn
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 // Bounds on what a look at a session may cost when OpenCode lists nonsense.
 const (
 	maxAnswers  = 32  // requests answered in one look
-	maxLookups  = 16  // sessions asked for their parent in one look
+	maxLookups  = 32  // sessions asked for their parent in one look
 	maxDepth    = 16  // generations of subagents
 	maxRelative = 512 // sessions remembered
 )
@@ -102,9 +103,10 @@ func (w *watcher) answerPermissions(ctx context.Context, lookups *int) error {
 	if err != nil {
 		return err
 	}
+	var failed error // one that cannot be answered must not keep the others waiting
 	answers := 0
 	for _, p := range waiting {
-		if answers == maxAnswers || ctx.Err() != nil {
+		if answers == maxAnswers {
 			break
 		}
 		if !w.belongs(ctx, p.SessionID, lookups) {
@@ -112,11 +114,12 @@ func (w *watcher) answerPermissions(ctx context.Context, lookups *int) error {
 		}
 		answers++
 		if err := answered(w.oc.ReplyPermission(ctx, p.ID, w.reply)); err != nil {
-			return err
+			failed = err
+			continue
 		}
 		w.log.DebugContext(ctx, "answered a permission request", "reply", w.reply)
 	}
-	return nil
+	return failed
 }
 
 func (w *watcher) rejectQuestions(ctx context.Context, lookups *int) error {
@@ -124,9 +127,10 @@ func (w *watcher) rejectQuestions(ctx context.Context, lookups *int) error {
 	if err != nil {
 		return err
 	}
+	var failed error // one that cannot be answered must not keep the others waiting
 	answers := 0
 	for _, q := range waiting {
-		if answers == maxAnswers || ctx.Err() != nil {
+		if answers == maxAnswers {
 			break
 		}
 		if !w.belongs(ctx, q.SessionID, lookups) {
@@ -134,11 +138,12 @@ func (w *watcher) rejectQuestions(ctx context.Context, lookups *int) error {
 		}
 		answers++
 		if err := answered(w.oc.RejectQuestion(ctx, q.ID)); err != nil {
-			return err
+			failed = err
+			continue
 		}
 		w.log.DebugContext(ctx, "rejected a question that nobody can answer")
 	}
-	return nil
+	return failed
 }
 
 // answered forgives a request that somebody else answered first.
@@ -156,18 +161,21 @@ func (w *watcher) belongs(ctx context.Context, id string, lookups *int) bool {
 		clear(w.family)
 	}
 	var line []string
-	known, found := false, false
-	for at := id; len(line) < maxDepth; {
+	known := false
+	for at := id; ; {
 		if at == w.root {
-			known, found = true, true
+			known = true
 			break
 		}
 		if belongs, ok := w.family[at]; ok {
-			known, found = belongs, true
+			known = belongs
 			break
 		}
+		if len(line) == maxDepth || slices.Contains(line, at) {
+			break // no honest OpenCode has such a family
+		}
 		if *lookups == 0 {
-			return false // later
+			return false // a later look may get to it
 		}
 		*lookups--
 		session, err := w.oc.GetSession(ctx, at)
@@ -176,15 +184,12 @@ func (w *watcher) belongs(ctx context.Context, id string, lookups *int) bool {
 		}
 		line = append(line, at)
 		if session.ParentID == "" {
-			found = true
 			break
 		}
 		at = session.ParentID
 	}
-	if found {
-		for _, relative := range line {
-			w.family[relative] = known
-		}
+	for _, relative := range line {
+		w.family[relative] = known
 	}
 	return known
 }

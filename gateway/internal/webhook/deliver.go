@@ -82,7 +82,7 @@ func (s *Sender) deliver(ctx context.Context, n *notice) error {
 	if errors.Is(err, errGaveUp) && last != nil {
 		return fmt.Errorf("%w: %w", errGaveUp, last)
 	}
-	return err //nolint:wrapcheck // attempt says what failed
+	return err
 }
 
 // attempt posts a notice once. It holds a slot only meanwhile, so that sandboxes
@@ -98,7 +98,7 @@ func (s *Sender) attempt(ctx context.Context, n *notice) error {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.endpoint, bytes.NewReader(n.body))
 	if err != nil {
-		return backoff.Permanent(fmt.Errorf("make the request: %w", err)) //nolint:wrapcheck // a mark for Retry
+		return backoff.Permanent(fmt.Errorf("make the request: %w", err))
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+s.settings.Token)
@@ -127,7 +127,7 @@ func (s *Sender) judge(resp *http.Response) error {
 		}
 		return err
 	default:
-		return backoff.Permanent(fmt.Errorf("the API refused it with %d", code)) //nolint:wrapcheck // a mark for Retry
+		return backoff.Permanent(fmt.Errorf("the API refused it with %d", code))
 	}
 }
 

@@ -67,7 +67,7 @@ func OpenRecords(root string, sealer *Sealer) (*Records, error) {
 }
 
 // Close gives the store up.
-func (r *Records) Close() error { return r.lock.Close() } //nolint:wrapcheck // nothing to add
+func (r *Records) Close() error { return r.lock.Close() }
 
 // checkKey compares the key with the one that the store was begun with.
 func (r *Records) checkKey() error {
@@ -215,7 +215,7 @@ func (r *Records) List(ctx context.Context) (lifecycle.Listing, error) {
 	}
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
-			return listing, err //nolint:wrapcheck // the caller's own
+			return listing, err
 		}
 		id := e.Name()
 		if !e.IsDir() || sandbox.CheckID(id) != nil {

@@ -1,0 +1,164 @@
+package opencode
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func folder(t *testing.T) (*os.Root, string) {
+	t.Helper()
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = root.Close() })
+	return root, dir
+}
+
+func readFile(parts ...string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(parts...)) //nolint:gosec // a folder of the test
+}
+
+func apply(t *testing.T, root *os.Root, cfg guest.Config) []string {
+	t.Helper()
+	keys, err := changes(root, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := render(root, cfg, keys); err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+func sample() guest.Config {
+	rules := "rules"
+	return guest.Config{
+		OpenCode: json.RawMessage(`{}`), AgentsMD: &rules,
+		Files: []guest.File{{Type: "agent", Name: "a", Extension: "md", Content: "x"}, {Type: "tool", Name: "t", Extension: "ts", Content: "y"}},
+	}
+}
+
+func TestOnlyWhatDiffersIsWritten(t *testing.T) {
+	root, dir := folder(t)
+	all := []string{"AGENTS.md", "agent/a.md", "opencode.json", "tool/t.ts"}
+	if got := apply(t, root, sample()); !slices.Equal(got, all) {
+		t.Errorf("first: %q", got)
+	}
+	if got := apply(t, root, sample()); len(got) != 0 {
+		t.Errorf("again: %q", got)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "agent", "a.md"), []byte("z"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := apply(t, root, sample()); !slices.Equal(got, []string{"agent/a.md"}) {
+		t.Errorf("after somebody changed a file: %q", got)
+	}
+	if got := apply(t, root, guest.Config{}); !slices.Equal(got, all) {
+		t.Errorf("removed: %q", got)
+	}
+	if got := apply(t, root, guest.Config{}); len(got) != 0 {
+		t.Errorf("removed again: %q", got)
+	}
+}
+
+func TestWhatSomebodyInsidePutInTheWayIsReplaced(t *testing.T) {
+	outside := t.TempDir()
+	for name, spoil := range map[string]func(dir string) error{
+		"a FIFO for a file":   func(dir string) error { return syscall.Mkfifo(filepath.Join(dir, "opencode.json"), 0o600) },
+		"a folder for a file": func(dir string) error { return os.MkdirAll(filepath.Join(dir, "AGENTS.md", "x"), 0o755) },
+		"a file for a folder": func(dir string) error { return os.WriteFile(filepath.Join(dir, "agent"), nil, 0o600) },
+		"a link out for a file": func(dir string) error {
+			return os.Symlink(filepath.Join(outside, "f"), filepath.Join(dir, "AGENTS.md"))
+		},
+		"a link out for a place": func(dir string) error { return os.Symlink(outside, filepath.Join(dir, "agent")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, dir := folder(t)
+			if err := spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			apply(t, root, sample())
+			if keys, err := changes(root, sample()); err != nil || len(keys) != 0 {
+				t.Errorf("still to do: %q, %v", keys, err)
+			}
+			if got, err := readFile(dir, "agent", "a.md"); err != nil || string(got) != "x" {
+				t.Errorf("agent: %q, %v", got, err)
+			}
+		})
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 0 {
+		t.Errorf("outside there is %v, %v", entries, err)
+	}
+}
+
+func TestConfigsThatCannotBeRenderedAreRefused(t *testing.T) {
+	file := func(kind, name, extension string) guest.Config {
+		return guest.Config{Files: []guest.File{{Type: kind, Name: name, Extension: extension}}}
+	}
+	for name, cfg := range map[string]guest.Config{
+		"a path":                  file("agent", "a/b", "md"),
+		"a parent":                file("agent", "..", "md"),
+		"dots within":             file("agent", "a..b", "md"),
+		"a hidden file":           file("agent", ".a", "md"),
+		"an empty name":           file("agent", "", "md"),
+		"a line break":            file("agent", "a\n", "md"),
+		"a long name":             file("agent", strings.Repeat("a", 129), "md"),
+		"an unknown type":         file("skill", "a", "md"),
+		"an extension of another": file("agent", "a", "ts"),
+		"a path as an extension":  file("tool", "a", "ts/../../x"),
+		"a file twice":            {Files: append(file("tool", "a", "ts").Files, file("tool", "a", "ts").Files...)},
+		"a provider with a path":  {Auth: map[string]json.RawMessage{"a/../b": json.RawMessage(`{}`)}},
+		"no credential":           {Auth: map[string]json.RawMessage{"a": nil}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := check(cfg); !sandbox.HasCode(err, sandbox.CodeInvalidRequest) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	if err := check(sample()); err != nil {
+		t.Errorf("a good one: %v", err)
+	}
+}
+
+func TestPackagesOfTheUsersOwnAreLeftAlone(t *testing.T) {
+	root, dir := folder(t)
+	plugin := t.TempDir()
+	if err := os.Mkdir(filepath.Join(plugin, "node_modules"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"package.json", "package-lock.json"} {
+		if err := os.WriteFile(filepath.Join(plugin, name), []byte("image"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "package.json"), []byte("own"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := seedPlugin(root, plugin, false); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := readFile(dir, "package.json"); string(got) != "own" {
+		t.Errorf("got %q", got)
+	}
+	if err := seedPlugin(root, plugin, true); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := readFile(dir, "package.json"); string(got) != "image" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -1,0 +1,175 @@
+package server_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/agentpod/agentpod/container/internal/server"
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+const token = "secret"
+
+// stub answers what a test sets.
+type stub struct {
+	err     error
+	panics  bool
+	pending bool
+	grace   time.Duration
+	body    string
+	mode    fs.FileMode
+}
+
+func (s *stub) Start(context.Context, guest.StartRequest) (guest.Applied, error) {
+	return guest.Applied{Written: []string{}}, s.err
+}
+
+func (s *stub) Configure(context.Context, guest.Config) (guest.Applied, error) {
+	return guest.Applied{Written: []string{}, Pending: s.pending}, s.err
+}
+
+func (s *stub) Stop(_ context.Context, grace time.Duration) error { s.grace = grace; return s.err }
+func (s *stub) Status() guest.OpenCode                            { return guest.OpenCode{State: guest.StateReady} }
+func (s *stub) PendingConfig() bool                               { return s.pending }
+
+func (s *stub) Busy(context.Context) []string {
+	if s.panics {
+		panic("a bug")
+	}
+	return []string{"turn: ses_1"}
+}
+
+func (s *stub) Run(_ context.Context, _ guest.ExecRequest, emit func(guest.ExecEvent) error) {
+	_ = emit(guest.ExecEvent{Type: "stdout", Data: []byte("hi")})
+	_ = emit(guest.ExecEvent{Type: "exit", ExitCode: 3})
+}
+
+func (s *stub) OpenFile(string) (*os.File, *guest.Listing, error) {
+	return nil, &guest.Listing{Entries: []guest.Entry{}}, s.err
+}
+
+func (s *stub) Write(_ string, mode fs.FileMode, content io.Reader) error {
+	raw, err := io.ReadAll(content)
+	s.body, s.mode = string(raw), mode
+	return errors.Join(err, s.err)
+}
+func (s *stub) Remove(string) error { return s.err }
+
+func ask(t *testing.T, s *stub, method, target, body, bearer string) (*http.Response, string) {
+	t.Helper()
+	srv := &server.Server{
+		OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
+	}
+	req := httptest.NewRequestWithContext(t.Context(), method, target, strings.NewReader(body))
+	if bearer != "" {
+		req.Header.Set("Authorization", bearer)
+	}
+	rec := httptest.NewRecorder()
+	srv.Handler().ServeHTTP(rec, req)
+	return rec.Result(), rec.Body.String()
+}
+
+func TestRoutes(t *testing.T) {
+	const good = "Bearer " + token
+	full := &stub{err: sandbox.Errorf(sandbox.CodeDiskFull, "full")}
+	for name, tc := range map[string]struct {
+		stub                         *stub
+		method, target, body, bearer string
+		status                       int
+		code                         string
+	}{
+		"no token":              {&stub{}, "GET", "/v1/status", "", "", 401, "unauthorized"},
+		"a wrong token":         {&stub{}, "GET", "/v1/status", "", "Bearer x", 401, "unauthorized"},
+		"another scheme":        {&stub{}, "GET", "/v1/status", "", "Basic " + token, 401, "unauthorized"},
+		"unknown, no token":     {&stub{}, "GET", "/nope", "", "", 401, "unauthorized"},
+		"unknown":               {&stub{}, "GET", "/nope", "", good, 404, "route_not_found"},
+		"wrong method":          {&stub{}, "DELETE", "/v1/status", "", good, 405, "method_not_allowed"},
+		"status":                {&stub{}, "GET", "/v1/status", "", good, 200, ""},
+		"a panic":               {&stub{panics: true}, "GET", "/v1/status", "", good, 500, "internal"},
+		"no JSON":               {&stub{}, "POST", "/v1/start", "{", good, 400, "invalid_request"},
+		"a huge body":           {&stub{}, "POST", "/v1/start", strings.Repeat(" ", 33<<20), good, 413, "payload_too_large"},
+		"a pending config":      {&stub{pending: true}, "PUT", "/v1/config", "{}", good, 202, ""},
+		"a config":              {&stub{}, "PUT", "/v1/config", "{}", good, 200, ""},
+		"an error with a code":  {full, "PUT", "/v1/files?path=a", "x", good, 503, "disk_full"},
+		"an error without":      {&stub{err: errors.New("the password is x")}, "POST", "/v1/start", "{}", good, 500, "internal"},
+		"a mode that is none":   {&stub{}, "PUT", "/v1/files?path=a&mode=999", "x", good, 400, "invalid_request"},
+		"a mode that is setuid": {&stub{}, "PUT", "/v1/files?path=a&mode=4755", "x", good, 400, "invalid_request"},
+		"an empty command":      {&stub{}, "POST", "/v1/exec", "{}", good, 400, "invalid_request"},
+		"a removal":             {&stub{}, "DELETE", "/v1/files?path=a", "", good, 204, ""},
+		"a folder":              {&stub{}, "GET", "/v1/files?path=a", "", good, 200, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp, body := ask(t, tc.stub, tc.method, tc.target, tc.body, tc.bearer)
+			if resp.StatusCode != tc.status {
+				t.Errorf("status %d: %s", resp.StatusCode, body)
+			}
+			if tc.code == "" {
+				return
+			}
+			var failure guest.ErrorBody
+			if err := json.Unmarshal([]byte(body), &failure); err != nil || failure.Code != tc.code || failure.Error == "" {
+				t.Errorf("body %s, %v", body, err)
+			}
+			if strings.Contains(body, "password") {
+				t.Error("the cause is shown")
+			}
+		})
+	}
+}
+
+func TestAWriteHasAModeAndABody(t *testing.T) {
+	s := &stub{}
+	ask(t, s, "PUT", "/v1/files?path=a", "bytes", "Bearer "+token)
+	if s.body != "bytes" || s.mode != 0o644 {
+		t.Errorf("%q, %o", s.body, s.mode)
+	}
+	ask(t, s, "PUT", "/v1/files?path=a&mode=600", "", "Bearer "+token)
+	if s.mode != 0o600 {
+		t.Errorf("%o", s.mode)
+	}
+}
+
+func TestAnExecIsOneObjectALine(t *testing.T) {
+	_, body := ask(t, &stub{}, "POST", "/v1/exec", `{"command":["x"]}`, "Bearer "+token)
+	want := `{"type":"stdout","data":"aGk="}` + "\n" + `{"type":"exit","exitCode":3}` + "\n"
+	if body != want {
+		t.Errorf("got %s", body)
+	}
+}
+
+func TestAGraceIsBounded(t *testing.T) {
+	for body, want := range map[string]time.Duration{
+		"":                    2 * time.Second,
+		`{"graceMs":50}`:      50 * time.Millisecond,
+		`{"graceMs":9999999}`: time.Minute,
+	} {
+		s := &stub{}
+		ask(t, s, "POST", "/v1/stop", body, "Bearer "+token)
+		if s.grace != want {
+			t.Errorf("%q gives %s, want %s", body, s.grace, want)
+		}
+	}
+}
+
+func TestTokenHashes(t *testing.T) {
+	for text, ok := range map[string]bool{
+		strings.Repeat("ab", 32): true, strings.Repeat("AB", 32): true,
+		"": false, strings.Repeat("ab", 31): false, strings.Repeat("ab", 33): false, strings.Repeat("zz", 32): false,
+	} {
+		if _, err := server.ParseTokenHash(text); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
