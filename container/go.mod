@@ -10,6 +10,6 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require github.com/stretchr/testify v1.12.1 // indirect
+require go.yaml.in/yaml/v3 v3.0.5 // indirect
 
 replace github.com/agentpod/agentpod/shared => ../shared

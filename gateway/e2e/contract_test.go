@@ -28,7 +28,7 @@ type recording struct {
 
 func recorded(t *testing.T, name string) recording {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("../../shared/sandbox/testdata/worker", name+".json"))
+	raw, err := os.ReadFile(filepath.Join("..", "..", "shared", "sandbox", "testdata", "worker", name+".json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestHealthNeedsNoToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -227,7 +227,7 @@ func TestTheProxyCarriesEveryMethodAsTheWorkerDoes(t *testing.T) {
 	base := "/sandbox/proxied/opencode"
 
 	r := recorded(t, "proxy_session_create")
-	created := g.call(t, http.MethodPost, base+"/session", json.RawMessage(r.Request.Body), r.Response.Status)
+	created := g.call(t, http.MethodPost, base+"/session", r.Request.Body, r.Response.Status)
 	for k := range r.body(t) {
 		if _, ok := created[k]; !ok {
 			t.Errorf("the session has no %s", k)
@@ -289,7 +289,7 @@ func TestAPersonsFirstSession(t *testing.T) {
 	if raw, _ := json.Marshal(list); !strings.Contains(string(raw), `"sandboxId":"demo"`) {
 		t.Errorf("list = %s", raw)
 	}
-	stats := g.call(t, http.MethodGet, "/sandbox/demo/stats", nil, http.StatusOK)["stats"].(object)
+	stats, _ := g.call(t, http.MethodGet, "/sandbox/demo/stats", nil, http.StatusOK)["stats"].(object)
 	if used, _ := stats["memoryUsage"].(float64); used < 50<<20 || stats["memoryLimit"] != float64(2<<30) {
 		t.Errorf("stats = %v", stats)
 	}

@@ -91,7 +91,7 @@ func launch(env ...string) (*gateway, error) {
 	g := &gateway{dir: dir, env: env}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	network := exec.CommandContext(ctx, binary, "network") //nolint:gosec // our own binary
+	network := exec.CommandContext(ctx, binary, "network")
 	network.Env = g.environ("{}")
 	host, err := network.Output()
 	if err != nil {
@@ -122,7 +122,7 @@ func (g *gateway) environ(config string) []string {
 
 // run starts the process and waits until it serves.
 func (g *gateway) run() error {
-	cmd := exec.Command(binary, "serve") //nolint:gosec,noctx // ended by stop or kill
+	cmd := exec.Command(binary, "serve") //nolint:noctx // ended by stop or kill
 	cmd.Env = g.environ(string(g.model.Config()))
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -305,8 +305,14 @@ func (g *gateway) open(ctx context.Context, method, path string, body any, heade
 	for k, v := range header {
 		req.Header[k] = v
 	}
-	return http.DefaultClient.Do(req)
+	return client.Do(req)
 }
+
+// client is every test's. Turns and streams take as long as they take: each
+// call has a deadline in its context.
+//
+//nolint:gochecknoglobals // shared by all tests
+var client = &http.Client{}
 
 type object = map[string]any
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -88,7 +89,7 @@ func TestHostileCallersGetAClearRefusal(t *testing.T) {
 				req.Host = "[::2]"
 			}
 			req.Header.Set("Authorization", "Bearer "+g.token)
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := client.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -104,7 +105,7 @@ func TestHostileCallersGetAClearRefusal(t *testing.T) {
 			if header != "" {
 				req.Header.Set("Authorization", header)
 			}
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := client.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,7 +122,8 @@ func TestHostileCallersGetAClearRefusal(t *testing.T) {
 func rawGet(t *testing.T, g *gateway, path string) int {
 	t.Helper()
 	addr := strings.TrimPrefix(g.url, "http://")
-	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	conn, err := dialer.DialContext(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +270,7 @@ curl -s -m 5 -o /dev/null -w 'model %{http_code}\n' `+g.model.URL()+`/models`)
 	t.Run("a flood of logs stays capped and cannot drive a terminal", func(t *testing.T) {
 		g.script(t, "attacker", `
 printf 'evil\x1b]0;title\x07\x1b[2Jline\n' >/proc/$(pgrep -x -o opencode)/fd/1
-yes "flood flood flood flood flood flood flood flood flood flood" | head -c 60000000 >/proc/$(pgrep -x -o opencode)/fd/1`)
+yes "a line of log that comes again and again and again and again" | head -c 60000000 >/proc/$(pgrep -x -o opencode)/fd/1`)
 		path, err := docker("inspect", "-f", "{{.LogPath}}", g.container("attacker"))
 		if err != nil {
 			t.Fatal(path)
@@ -329,7 +331,7 @@ func TestCloneCredentialsStayOutOfEverythingThatIsKept(t *testing.T) {
 	g.create(t, "creds", object{"gitUrl": url})
 	defer g.delete(t, "creds")
 	got := g.call(t, http.MethodGet, "/sandbox/creds", nil, http.StatusOK)
-	record, err := os.ReadFile(filepath.Join(g.dir, "store/sandboxes/creds/record.json"))
+	record, err := os.ReadFile(filepath.Join(g.dir, "store", "sandboxes", "creds", "record.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -503,25 +505,21 @@ for p in (4095, 4096): threading.Thread(target=serve, args=(p,)).start()`
 			}
 		}()
 	}
-	// Kill and take over, until the thief is the one who has the address.
-	taken := false
-	for range 5 {
-		_, _ = docker("stop", "-t", "0", name)
-		eventually(t, "the first runs", time.Minute, func() bool {
-			return g.call(t, http.MethodGet, "/sandbox/first", nil, http.StatusOK)["status"] == "running"
-		})
-		firsts = address(g.container("first"))
-		cmd := exec.CommandContext(ctx, "sh", "-c", "docker kill "+g.container("first")+" && docker start "+name) //nolint:gosec // our own names
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v %s", err, out)
-		}
-		if address(name) == firsts {
-			taken = true
-			break
-		}
+	// The gateway stands still while the thief takes the address, so that it goes
+	// on with requests under way and an address that is no longer the first's.
+	if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
-	if !taken {
-		t.Fatal("the address was never taken: the test shows nothing")
+	out, err := docker("kill", g.container("first"))
+	if err == nil {
+		out, err = docker("start", name)
+	}
+	taken := address(name)
+	if err := g.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || taken != firsts {
+		t.Fatalf("the thief has %s and the first had %s: the test shows nothing (%s)", taken, firsts, out)
 	}
 	eventually(t, "the first is served again, elsewhere", time.Minute, func() bool {
 		status, _, err := g.do(t.Context(), http.MethodGet, "/sandbox/first/opencode/global/health", nil)

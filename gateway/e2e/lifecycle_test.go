@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -216,7 +217,7 @@ func TestWhatDiesIsNoticedAndComesBack(t *testing.T) {
 		g.call(t, http.MethodPost, "/sandbox/mortal/exec", object{"command": []string{"pkill", "-9", "-x", "opencode"}}, http.StatusOK)
 		eventually(t, "OpenCode is back", 30*time.Second, func() bool {
 			oc, _ := g.call(t, http.MethodGet, "/sandbox/mortal", nil, http.StatusOK)["opencode"].(object)
-			return oc["state"] == "ready" && oc["restarts"] == 1.0 && strings.Contains(oc["lastExit"].(string), "kill")
+			return oc["state"] == "ready" && oc["restarts"] == 1.0 && strings.Contains(fmt.Sprint(oc["lastExit"]), "kill")
 		})
 		kept(t)
 	})

@@ -8,7 +8,6 @@ import (
 // MaxIDLength is the contract's bound on a sandbox id, in characters.
 const MaxIDLength = 63
 
-//nolint:gochecknoglobals // compiled once
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
 
 // reserved are the ids that the worker's host routing keeps for itself.

@@ -27,7 +27,7 @@ const (
 func fakeOpenCode() {
 	dir := os.Getenv("FAKE_DIR")
 	note := func(line string) {
-		f, err := os.OpenFile(filepath.Join(dir, fakeLog), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // a folder of the test
+		f, err := os.OpenFile(filepath.Join(dir, fakeLog), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {
 			panic(err)
 		}
@@ -77,7 +77,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	file := func(name, fallback string) {
-		raw, err := os.ReadFile(filepath.Join(f.dir, name)) //nolint:gosec // a folder of the test
+		raw, err := os.ReadFile(filepath.Join(f.dir, name))
 		if err != nil {
 			raw = []byte(fallback)
 		}
@@ -85,7 +85,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	auth := filepath.Join(os.Getenv("HOME"), ".local", "share", "opencode", "auth.json")
 	have := map[string]json.RawMessage{}
-	if raw, err := os.ReadFile(auth); err == nil { //nolint:gosec // a folder of the test
+	if raw, err := os.ReadFile(auth); err == nil {
 		_ = json.Unmarshal(raw, &have)
 	}
 	save := func() {
@@ -141,7 +141,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 // readConfig returns the error body of a config that is not valid.
 func readConfig() string {
 	path := filepath.Join(os.Getenv("OPENCODE_CONFIG_DIR"), "opencode.json")
-	raw, err := os.ReadFile(path) //nolint:gosec // a folder of the test
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return ""
 	}

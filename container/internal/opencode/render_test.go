@@ -29,7 +29,7 @@ func folder(t *testing.T) (*os.Root, string) {
 }
 
 func readFile(parts ...string) ([]byte, error) {
-	return os.ReadFile(filepath.Join(parts...)) //nolint:gosec // a folder of the test
+	return os.ReadFile(filepath.Join(parts...))
 }
 
 func apply(t *testing.T, root *os.Root, cfg guest.Config) []string {

@@ -19,7 +19,7 @@ import (
 const usage = `gateway: self-hosted sandboxes with OpenCode
 
 Usage:
-  gateway serve     serve the API (the default)
+  gateway serve     run until SIGINT or SIGTERM (the default)
   gateway network   make the sandboxes' network and print the host's address in it
   gateway version   print the version
 

@@ -145,7 +145,6 @@ func sealingKey(cfg config.Config, log *slog.Logger) ([workspace.KeySize]byte, e
 	return key, nil
 }
 
-//nolint:gochecknoglobals // compiled once
 var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 
 // installation is what tells this gateway's containers from those of others.

@@ -119,7 +119,8 @@ func Load(environ map[string]string) (Config, error) {
 	if err := c.defaults(environ); err != nil {
 		return c, err
 	}
-	return c, c.Validate()
+	err := c.Validate()
+	return c, err
 }
 
 func (c *Config) defaults(environ map[string]string) error {

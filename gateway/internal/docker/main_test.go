@@ -94,7 +94,7 @@ func prepare() error {
 }
 
 func stubRoot(bin string) (io.Reader, error) {
-	program, err := os.ReadFile(bin) //nolint:gosec // built a moment ago
+	program, err := os.ReadFile(bin)
 	if err != nil {
 		return nil, err
 	}

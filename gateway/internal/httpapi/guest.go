@@ -127,10 +127,10 @@ func (a *API) within(c echo.Context, h lifecycle.Handle, limit time.Duration) (c
 // if it did.
 func (a *API) explainGuest(ctx context.Context, h lifecycle.Handle, err error) error {
 	if h.Life.Err() != nil {
-		return context.Cause(h.Life)
+		return context.Cause(h.Life) //nolint:contextcheck // why the sandbox ended, not the request
 	}
 	if sandbox.HasCode(err, sandbox.CodeGuestFailed) {
-		a.Manager.Verify(ctx, h.SandboxID)
+		a.Manager.Verify(context.WithoutCancel(ctx), h.SandboxID)
 	}
 	return err
 }
@@ -288,12 +288,12 @@ func (a *API) logs(c echo.Context) error {
 		n, err := r.Read(buf)
 		if n > 0 {
 			if _, err := io.WriteString(w, printable(string(buf[:n]))); err != nil {
-				return nil //nolint:nilerr // the client left
+				return nil // the client left
 			}
 			w.Flush()
 		}
 		if err != nil {
-			return nil //nolint:nilerr // the container or the drain ended the stream
+			return nil // the container or the drain ended the stream
 		}
 	}
 }

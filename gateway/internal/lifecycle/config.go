@@ -23,7 +23,6 @@ type Config struct {
 	Warnings []string
 }
 
-//nolint:gochecknoglobals // compiled once
 var safeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
 // ParseConfig takes the contract's config apart. Empty and null mean none.
@@ -37,13 +36,13 @@ func ParseConfig(raw json.RawMessage) (Config, error) {
 	if err := json.Unmarshal(raw, &fields); err != nil {
 		return c, sandbox.Errorf(sandbox.CodeInvalidRequest, "config must be a JSON object")
 	}
-	if err := c.takeFiles(fields["files"]); err != nil {
+	if err := takeFiles(&c, fields["files"]); err != nil {
 		return c, err
 	}
-	if err := c.takeAgentsMD(fields["agents_md"]); err != nil {
+	if err := takeAgentsMD(&c, fields["agents_md"]); err != nil {
 		return c, err
 	}
-	if err := c.takeAuth(fields["auth"]); err != nil {
+	if err := takeAuth(&c, fields["auth"]); err != nil {
 		return c, err
 	}
 	for _, own := range []string{"files", "agents_md", "auth"} {
@@ -66,7 +65,7 @@ func absent(raw json.RawMessage) bool {
 	return len(raw) == 0 || bytes.Equal(bytes.TrimSpace(raw), []byte("null"))
 }
 
-func (c *Config) takeFiles(raw json.RawMessage) error {
+func takeFiles(c *Config, raw json.RawMessage) error {
 	if absent(raw) {
 		return nil
 	}
@@ -100,7 +99,7 @@ func (c *Config) takeFiles(raw json.RawMessage) error {
 	return nil
 }
 
-func (c *Config) takeAgentsMD(raw json.RawMessage) error {
+func takeAgentsMD(c *Config, raw json.RawMessage) error {
 	if absent(raw) {
 		return nil
 	}
@@ -110,7 +109,7 @@ func (c *Config) takeAgentsMD(raw json.RawMessage) error {
 	return nil
 }
 
-func (c *Config) takeAuth(raw json.RawMessage) error {
+func takeAuth(c *Config, raw json.RawMessage) error {
 	if absent(raw) {
 		return nil
 	}

@@ -102,7 +102,7 @@ func (m *Manager) Create(ctx context.Context, req sandbox.CreateRequest) (sandbo
 				again = true
 			case st == stateDeleting:
 				again = true
-				return m.destroy(m.base, b)
+				return m.destroy(m.base, b) //nolint:contextcheck // a delete outlives the sandbox
 			case st == stateAbsent:
 				written, err = m.create(ctx, b, p)
 			case owner != p.userID:

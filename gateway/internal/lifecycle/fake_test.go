@@ -52,6 +52,7 @@ type world struct {
 	server     *httptest.Server
 	started    int
 	listing    []guest.Entry
+	transport  http.Transport
 }
 
 func newWorld(t *testing.T) *world {
@@ -87,7 +88,7 @@ func (w *world) manager(change ...func(*Settings)) *Manager {
 		if err := m.Close(ctx); err != nil {
 			w.t.Error(err)
 		}
-		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		w.transport.CloseIdleConnections()
 	})
 	return m
 }
@@ -416,7 +417,7 @@ func (l linksOf) Drop(run Run) {
 }
 
 func (l linksOf) RoundTrip(r *http.Request) (*http.Response, error) {
-	return http.DefaultTransport.RoundTrip(r)
+	return l.w.transport.RoundTrip(r)
 }
 
 func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {

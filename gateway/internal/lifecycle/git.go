@@ -22,7 +22,6 @@ type Repository struct {
 // DefaultGitProtocols are the protocols that a clone may use.
 func DefaultGitProtocols() []string { return []string{"https", "ssh", "git"} }
 
-//nolint:gochecknoglobals // compiled once
 var (
 	scpLike   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[A-Za-z0-9_~/.][^\s\\]*$`)
 	gitHost   = regexp.MustCompile(`^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*)(:[0-9]{1,5})?$`)

@@ -141,7 +141,7 @@ func TestAConfigIsLaidOverTheDefaults(t *testing.T) {
 		len(merged.Files) != 1 || merged.Files[0].Content != "own" || !strings.Contains(string(merged.Auth["openai"]), "own") {
 		t.Errorf("merged = %+v", merged)
 	}
-	if len(defaults.OpenCode["provider"].(map[string]any)) != 1 || strings.Contains(string(defaults.Auth["openai"]), "own") {
+	if under, _ := defaults.OpenCode["provider"].(map[string]any); len(under) != 1 || strings.Contains(string(defaults.Auth["openai"]), "own") {
 		t.Error("the defaults were changed")
 	}
 }

@@ -273,6 +273,8 @@ func (m *Manager) becomeLocked(b *box, next state, forced bool) error {
 
 // serially runs fn alone on the box. fn goes on when the caller leaves; its
 // context is the box's life, or the manager's for work that must outlive it.
+//
+//nolint:contextcheck // the work has a life of its own on purpose
 func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ctx context.Context) error) error {
 	select {
 	case b.serial <- struct{}{}:

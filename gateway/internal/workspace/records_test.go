@@ -126,10 +126,10 @@ func TestChangedOrMovedRecordsAreRefused(t *testing.T) {
 	t.Parallel()
 	for name, tamper := range map[string]func(t *testing.T, dir string){
 		"an edited owner": func(t *testing.T, dir string) {
-			edit(t, filepath.Join(dir, "sandboxes/a/record.json"), func(b []byte) []byte { return bytes.Replace(b, []byte(`"v"`), []byte(`"w"`), 1) })
+			edit(t, filepath.Join(dir, "sandboxes", "a", "record.json"), func(b []byte) []byte { return bytes.Replace(b, []byte(`"v"`), []byte(`"w"`), 1) })
 		},
 		"a flipped byte of the secrets": func(t *testing.T, dir string) {
-			edit(t, filepath.Join(dir, "sandboxes/a/record.json"), func(b []byte) []byte {
+			edit(t, filepath.Join(dir, "sandboxes", "a", "record.json"), func(b []byte) []byte {
 				i := bytes.Index(b, []byte(`"sealed":"`)) + 14
 				if b[i] == 'A' {
 					b[i] = 'B'
@@ -140,10 +140,10 @@ func TestChangedOrMovedRecordsAreRefused(t *testing.T) {
 			})
 		},
 		"half a file": func(t *testing.T, dir string) {
-			edit(t, filepath.Join(dir, "sandboxes/a/record.json"), func(b []byte) []byte { return b[:len(b)/2] })
+			edit(t, filepath.Join(dir, "sandboxes", "a", "record.json"), func(b []byte) []byte { return b[:len(b)/2] })
 		},
 		"another sandbox's record": func(t *testing.T, dir string) {
-			if err := os.Rename(filepath.Join(dir, "sandboxes/b/record.json"), filepath.Join(dir, "sandboxes/a/record.json")); err != nil {
+			if err := os.Rename(filepath.Join(dir, "sandboxes", "b", "record.json"), filepath.Join(dir, "sandboxes", "a", "record.json")); err != nil {
 				t.Fatal(err)
 			}
 		},
