@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -114,13 +115,34 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 func Load(environ map[string]string) (Config, error) {
 	var c Config
 	if err := env.ParseWithOptions(&c, env.Options{Environment: environ}); err != nil {
-		return c, fmt.Errorf("reading the environment: %w", err)
+		return c, errors.Join(named(err)...)
 	}
 	if err := c.defaults(environ); err != nil {
 		return c, err
 	}
 	err := c.Validate()
 	return c, err
+}
+
+// named makes the environment reader's errors speak of variables instead of
+// fields.
+func named(err error) []error {
+	all, ok := errors.AsType[env.AggregateError](err)
+	if !ok {
+		return []error{fmt.Errorf("reading the environment: %w", err)}
+	}
+	var out []error
+	for _, e := range all.Errors {
+		parse, ok := errors.AsType[env.ParseError](e)
+		field, found := reflect.TypeFor[Config]().FieldByName(parse.Name)
+		if !ok || !found {
+			out = append(out, e)
+			continue
+		}
+		variable, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		out = append(out, fmt.Errorf("%s: %w, such as %s", variable, parse.Err, field.Tag.Get("envDefault")))
+	}
+	return out
 }
 
 func (c *Config) defaults(environ map[string]string) error {
