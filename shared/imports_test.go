@@ -44,7 +44,7 @@ func rules() []rule {
 		{Name: "api never imports gateway", From: "api", Of: project, Only: []string{"api", "shared", "migrations"}},
 		{Name: "only httpapi knows echo", From: ".", NotFrom: []string{"gateway/internal/httpapi", "api/internal/httpapi"}, Of: "github.com/labstack/echo"},
 		{Name: "only gateway/internal/docker knows the engine's client", From: ".", NotFrom: []string{"gateway/internal/docker"}, Of: "github.com/docker"},
-		{Name: "only gateway/internal/workspace knows the store's client", From: ".", NotFrom: []string{"gateway/internal/workspace"}, Of: "github.com/minio"},
+		{Name: "only gateway/internal/store knows the store's client", From: ".", NotFrom: []string{"gateway/internal/store"}, Of: "github.com/minio"},
 		{Name: "only api/internal/store knows gorm", From: ".", NotFrom: []string{"api/internal/store"}, Of: "gorm.io"},
 	}
 	// The domain imports no adapter, adapters do not import each other, and only

@@ -268,7 +268,7 @@ func TestWhatDiesIsNoticedAndComesBack(t *testing.T) {
 		if out, err := docker("volume", "rm", g.engine("volume")); err != nil {
 			t.Fatal(out)
 		}
-		eventually(t, "it counts as stopped", 10*time.Second, state(t, "stopped"))
+		eventually(t, "it no longer counts as running", 10*time.Second, func() bool { return !state(t, "running")() })
 		if got := g.call(t, http.MethodPost, "/sandbox/mortal/wake", nil, http.StatusConflict); got["code"] != "workspace_lost" {
 			t.Errorf("got %v", got)
 		}

@@ -15,6 +15,11 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/agentpod/agentpod/shared/printable"
 )
 
 // Server serves one handler on one listener until its context ends, and then
@@ -125,8 +130,9 @@ func hostname(hostport string) string {
 
 // NewLogger makes the project's logger. Level is debug, info, warn or error;
 // format is json, text, or auto: text on a terminal and JSON elsewhere. Both
-// formats escape control characters, so that what came from a sandbox can
-// neither forge a line nor drive a terminal.
+// formats escape everything that is not printable, bidirectional characters
+// too, so that what came from a sandbox can neither forge a line nor drive a
+// terminal.
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -142,7 +148,40 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	}
 	opts := &slog.HandlerOptions{Level: l}
 	if format == "text" {
-		return slog.New(slog.NewTextHandler(w, opts)), nil
+		return slog.New(slog.NewTextHandler(printable.NewWriter(w), opts)), nil
 	}
-	return slog.New(slog.NewJSONHandler(w, opts)), nil
+	return slog.New(slog.NewJSONHandler(jsonLines{w}, opts)), nil
+}
+
+// jsonLines escapes what the JSON handler leaves raw: DEL, the C1 controls and
+// format characters. JSON has them inside strings only, where \u is the way to
+// write them, so each line stays the JSON that it was. A handler writes whole
+// lines.
+type jsonLines struct{ w io.Writer }
+
+// Write implements io.Writer.
+func (j jsonLines) Write(line []byte) (int, error) {
+	out := make([]byte, 0, len(line)+64)
+	for rest := line; len(rest) > 0; {
+		r, size := utf8.DecodeRune(rest)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			out = append(out, `\ufffd`...)
+		case r == '\n' || unicode.IsPrint(r):
+			out = append(out, rest[:size]...)
+		default:
+			for _, unit := range utf16.Encode([]rune{r}) {
+				out = fmt.Appendf(out, `\u%04x`, unit)
+			}
+		}
+		rest = rest[size:]
+	}
+	n, err := j.w.Write(out)
+	if err != nil {
+		return 0, err
+	}
+	if n < len(out) {
+		return 0, io.ErrShortWrite
+	}
+	return len(line), nil
 }

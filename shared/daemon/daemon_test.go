@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 
@@ -158,10 +161,32 @@ func TestLogsCannotBeForged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log.Info("said", "text", "a\nlevel=ERROR msg=forged\x1b[2J")
+		const forged = "a\nlevel=ERROR msg=forged\x1b[2J\x7f \u009b31m \u202e \u2028 \U000e0001 \xff"
+		// DEL alone needs no quotes for the text handler; the key is quoted in neither.
+		log.Info(forged, "text", forged, "alone", "\x7f", "key\u009b\u202e\x7f", 1, "error", errors.New(forged))
 		log.Debug("not said")
-		if got := out.String(); strings.Count(got, "\n") != 1 || strings.Contains(got, "\x1b") || strings.Contains(got, "not said") {
+		got := out.String()
+		if strings.Count(got, "\n") != 1 || !strings.HasSuffix(got, "\n") || strings.Contains(got, "not said") {
 			t.Errorf("%s: %q", format, got)
+		}
+		if !utf8.ValidString(got) {
+			t.Errorf("%s: not UTF-8: %q", format, got)
+		}
+		for _, r := range strings.TrimSuffix(got, "\n") {
+			if !unicode.IsPrint(r) {
+				t.Errorf("%s: %U came through: %q", format, r, got)
+			}
+		}
+		if format == "text" {
+			continue
+		}
+		var line map[string]any
+		if err := json.Unmarshal(out.Bytes(), &line); err != nil {
+			t.Errorf("%s: %v: %q", format, err, got)
+		}
+		want := strings.ToValidUTF8(forged, "\uFFFD")
+		if line["msg"] != want || line["text"] != want || line["error"] != want || line["alone"] != "\x7f" {
+			t.Errorf("%s: the escapes stand for another text: %q", format, got)
 		}
 	}
 	if _, err := daemon.NewLogger(io.Discard, "loud", "json"); err == nil {

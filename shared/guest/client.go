@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -26,8 +27,6 @@ const (
 	maxErrors   = 16 << 10
 	maxMessage  = 4 << 10
 	maxExecLine = 256 << 10
-	// defaultMaxOutput is what ExecRequest.MaxOutput 0 means.
-	defaultMaxOutput = 1 << 20
 	// maxOutput keeps the sums below from overflowing.
 	maxOutput = 1 << 40
 	// eventOverhead is what one byte of output may take on the wire.
@@ -42,13 +41,6 @@ const (
 	fileTimeout   = 10 * time.Minute
 	// slack is what a call gets beyond the time that its request names.
 	slack = 15 * time.Second
-)
-
-// The times that zero stands for in the contract.
-const (
-	defaultStart = 60 * time.Second
-	defaultExec  = 60 * time.Second
-	defaultGrace = 2 * time.Second
 )
 
 // Client speaks to one sandboxd. It is safe for concurrent use. Every failure
@@ -80,37 +72,37 @@ func NewClient(transport http.RoundTripper, baseURL, token string) *Client {
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var status Status
 	err := c.call(ctx, statusTimeout, http.MethodGet, RouteStatus, nil, &status)
-	return status, err
+	return status.cleaned(), err
 }
 
 // OpenCode asks for the state of its process alone, which costs next to nothing.
 func (c *Client) OpenCode(ctx context.Context) (OpenCode, error) {
 	var oc OpenCode
 	err := c.call(ctx, statusTimeout, http.MethodGet, RouteOpenCode, nil, &oc)
-	return oc, err
+	return oc.cleaned(), err
 }
 
 // Start brings OpenCode up with a config and returns when it is ready.
 func (c *Client) Start(ctx context.Context, req StartRequest) (Applied, error) {
 	var applied Applied
-	limit := milliseconds(req.TimeoutMs, defaultStart) + slack
+	limit := milliseconds(req.TimeoutMs, DefaultStartTimeout) + slack
 	err := c.call(ctx, limit, http.MethodPost, RouteStart, req, &applied)
-	return applied, err
+	return applied.cleaned(), err
 }
 
 // PutConfig changes the config of a running OpenCode.
 func (c *Client) PutConfig(ctx context.Context, cfg Config) (Applied, error) {
 	var applied Applied
 	err := c.call(ctx, configTimeout, http.MethodPut, RouteConfig, cfg, &applied)
-	return applied, err
+	return applied.cleaned(), err
 }
 
 // Stop ends OpenCode and every process but sandboxd.
 func (c *Client) Stop(ctx context.Context, req StopRequest) (Status, error) {
 	var status Status
-	limit := milliseconds(req.GraceMs, defaultGrace) + slack
+	limit := milliseconds(req.GraceMs, DefaultStopGrace) + slack
 	err := c.call(ctx, limit, http.MethodPost, RouteStop, req, &status)
-	return status, err
+	return status.cleaned(), err
 }
 
 // FileReader is a file or a folder as ReadFile found it. Exactly one of Body
@@ -159,14 +151,11 @@ func (c *Client) ReadFile(ctx context.Context, path string) (*FileReader, error)
 	case "directory":
 		defer cancel()
 		defer resp.Body.Close()
-		var listing Listing
+		var listing bounded
 		if err := decode(ctx, resp.Body, maxListing, &listing); err != nil {
 			return nil, err
 		}
-		if len(listing.Entries) > MaxEntries {
-			listing.Entries, listing.Truncated = listing.Entries[:MaxEntries], true
-		}
-		return &FileReader{Type: kind, Listing: &listing}, nil
+		return &FileReader{Type: kind, Listing: (*Listing)(&listing)}, nil
 	default:
 		return fail("the sandbox sent neither a file nor a folder")
 	}
@@ -281,6 +270,7 @@ func mayFail(code sandbox.Code) bool {
 	return slices.Contains([]sandbox.Code{
 		sandbox.CodeInvalidRequest, sandbox.CodeFileNotFound, sandbox.CodeConfigRejected, sandbox.CodeBootFailed,
 		sandbox.CodeOpenCodeDown, sandbox.CodeDiskFull, sandbox.CodeConflict, sandbox.CodeTooLarge, sandbox.CodeDeadline,
+		sandbox.CodeTooManyRequests,
 	}, code)
 }
 
@@ -294,14 +284,14 @@ func replyError(ctx context.Context, resp *http.Response) error {
 	var body ErrorBody
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if kind == "application/json" && json.Unmarshal(raw, &body) == nil && mayFail(sandbox.Code(body.Code)) {
-		message := Printable(body.Error, maxMessage)
+		message := printable.Line(body.Error, maxMessage)
 		if message == "" {
 			message = "the sandbox gave no reason"
 		}
 		return &sandbox.Error{Code: sandbox.Code(body.Code), Message: message}
 	}
 	return sandbox.Errorf(sandbox.CodeGuestFailed, "the sandbox answered with status %d", resp.StatusCode).
-		WithCause(fmt.Errorf("body %q", Printable(string(raw), maxMessage)))
+		WithCause(fmt.Errorf("body %q", printable.Line(string(raw), maxMessage)))
 }
 
 // failure tells a deadline from a guest that is away. The cause stays with it,

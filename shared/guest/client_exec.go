@@ -7,7 +7,9 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -18,7 +20,7 @@ var errTooMuch = errors.New("more than the bound")
 // error of fn ends the command and is returned as it is. A command that fails
 // or cannot be started is no error of Exec: the exit event says so.
 func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) error) error {
-	ctx, cancel := withDefault(ctx, milliseconds(req.TimeoutMs, defaultExec)+slack)
+	ctx, cancel := withDefault(ctx, milliseconds(req.TimeoutMs, DefaultExecTimeout)+slack)
 	defer cancel()
 	resp, err := c.sendJSON(ctx, http.MethodPost, RouteExec, req)
 	if err != nil {
@@ -33,12 +35,12 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) e
 	// on the wire are more than the output: both are bounded.
 	outputMax := min(req.MaxOutput, maxOutput)
 	if outputMax <= 0 {
-		outputMax = defaultMaxOutput
+		outputMax = DefaultMaxOutput
 	}
 	wire := &boundedReader{r: resp.Body, left: 2*outputMax*eventOverhead + execSlack}
 	lines := bufio.NewScanner(wire)
 	lines.Buffer(make([]byte, 0, 32<<10), maxExecLine)
-	output := map[string]int64{"stdout": outputMax, "stderr": outputMax}
+	output := map[string]int64{EventStdout: outputMax, EventStderr: outputMax}
 	for lines.Scan() {
 		var event ExecEvent
 		if err := json.Unmarshal(lines.Bytes(), &event); err != nil {
@@ -48,19 +50,19 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) e
 			return sandbox.Errorf(sandbox.CodeGuestFailed, "the sandbox sent an event that is not JSON").WithCause(err)
 		}
 		switch event.Type {
-		case "stdout", "stderr":
+		case EventStdout, EventStderr:
 			if output[event.Type] -= int64(len(event.Data)); output[event.Type] < 0 {
 				return tooMuchOutput()
 			}
-		case "exit":
-			event.Error = Printable(event.Error, maxMessage)
+		case EventExit:
+			event.Error = printable.Line(event.Error, maxMessage)
 		default:
 			continue // an event of a later version
 		}
 		if err := fn(event); err != nil {
 			return err
 		}
-		if event.Type == "exit" {
+		if event.Type == EventExit {
 			return nil
 		}
 	}
@@ -72,6 +74,32 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) e
 	default:
 		return failure(ctx, "the sandbox ended the command's output without an exit status", io.ErrUnexpectedEOF)
 	}
+}
+
+// Run is Exec for whoever wants the output at the end and as text: bytes that
+// are no UTF-8 are replaced, and why a command could not be started is the end
+// of its stderr. After an error the response holds what came until then.
+func (c *Client) Run(ctx context.Context, req ExecRequest) (sandbox.ExecResponse, error) {
+	var resp sandbox.ExecResponse
+	var stdout, stderr strings.Builder
+	err := c.Exec(ctx, req, func(e ExecEvent) error {
+		switch e.Type {
+		case EventStdout:
+			stdout.Write(e.Data)
+		case EventStderr:
+			stderr.Write(e.Data)
+		case EventExit:
+			resp.ExitCode, resp.Truncated, resp.TimedOut = e.ExitCode, e.Truncated, e.TimedOut
+			if e.Error != "" && stderr.Len() > 0 {
+				stderr.WriteByte('\n')
+			}
+			stderr.WriteString(e.Error)
+		}
+		return nil
+	})
+	resp.Stdout = strings.ToValidUTF8(stdout.String(), "\uFFFD")
+	resp.Stderr = strings.ToValidUTF8(stderr.String(), "\uFFFD")
+	return resp, err
 }
 
 func tooMuchOutput() error {

@@ -220,6 +220,7 @@ func TestErrorsOfSandboxdKeepCodeAndWords(t *testing.T) {
 	for _, code := range []sandbox.Code{
 		sandbox.CodeInvalidRequest, sandbox.CodeFileNotFound, sandbox.CodeConfigRejected, sandbox.CodeBootFailed,
 		sandbox.CodeOpenCodeDown, sandbox.CodeDiskFull, sandbox.CodeConflict, sandbox.CodeTooLarge, sandbox.CodeDeadline,
+		sandbox.CodeTooManyRequests,
 	} {
 		c := fake(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -304,6 +305,38 @@ func TestAListingIsBounded(t *testing.T) {
 	}
 }
 
+func TestAListingOfMillionsCostsNoMoreThanItsBytes(t *testing.T) {
+	c := fake(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set(guest.TypeHeader, "directory")
+		_, _ = io.WriteString(w, `{"entries":[{}`+strings.Repeat(",{}", 2_500_000)+`]}`)
+	})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f, err := c.ReadFile(t.Context(), "x")
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Listing.Entries) != guest.MaxEntries || !f.Listing.Truncated {
+		t.Errorf("%d entries, truncated %v", len(f.Listing.Entries), f.Listing.Truncated)
+	}
+	// All entries would be 200 MB, and as much again while the slice grows.
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 150<<20 {
+		t.Errorf("%d bytes were allocated", grown)
+	}
+}
+
+func TestWhatIsNoListingIsRefused(t *testing.T) {
+	for _, body := range []string{`[]`, `{"entries":5}`, `{"entries":{"a":1}}`, `{"entries":[5]}`} {
+		c := fake(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set(guest.TypeHeader, "directory")
+			_, _ = io.WriteString(w, body)
+		})
+		_, err := c.ReadFile(t.Context(), "x")
+		wantCode(t, err, sandbox.CodeGuestFailed)
+	}
+}
+
 func TestRequestsCarryTokenPathAndMode(t *testing.T) {
 	c := fake(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -318,25 +351,108 @@ func TestRequestsCarryTokenPathAndMode(t *testing.T) {
 	}
 }
 
-func TestPrintable(t *testing.T) {
+func TestRunCollectsTheOutput(t *testing.T) {
 	for name, tc := range map[string]struct {
-		in    string
-		limit int
-		want  string
+		body string
+		want sandbox.ExecResponse
+		code sandbox.Code
 	}{
-		"plain":                        {"as it is", 100, "as it is"},
-		"escape sequences":             {"a\x1b[31mb\nc", 100, "a [31mb c"},
-		"a direction override":         {"a\u202eb", 100, "a b"},
-		"invalid UTF-8":                {"a\xffb", 100, "a\uFFFDb"},
-		"cut at the border of a rune":  {"aüü", 4, "aü"},
-		"nothing fits":                 {"ü", 1, ""},
-		"nothing but control":          {"\x00\x01", 100, ""},
-		"exactly as long as the limit": {"abc", 3, "abc"},
+		"both streams": {
+			`{"type":"stdout","data":"aGk="}` + "\n" + `{"type":"stderr","data":"bm8="}` + "\n" + `{"type":"stdout","data":"IQ=="}` + "\n" + `{"type":"exit","exitCode":3,"truncated":true,"timedOut":true}` + "\n",
+			sandbox.ExecResponse{ExitCode: 3, Stdout: "hi!", Stderr: "no", Truncated: true, TimedOut: true},
+			"",
+		},
+		"a rune over two events and bytes that are none": {
+			`{"type":"stdout","data":"w/8="}` + "\n" + `{"type":"stderr","data":"ww=="}` + "\n" + `{"type":"stderr","data":"qQ=="}` + "\n" + `{"type":"exit"}` + "\n",
+			sandbox.ExecResponse{Stdout: "\uFFFD", Stderr: "é"},
+			"",
+		},
+		"what could not be started": {
+			`{"type":"exit","exitCode":127,"error":"no\u001bsuch\u202eprogram"}` + "\n",
+			sandbox.ExecResponse{ExitCode: 127, Stderr: "no such program"},
+			"",
+		},
+		"an error after output": {
+			`{"type":"stderr","data":"bm8="}` + "\n" + `{"type":"exit","exitCode":1,"error":"gone"}` + "\n",
+			sandbox.ExecResponse{ExitCode: 1, Stderr: "no\ngone"},
+			"",
+		},
+		"no exit": {`{"type":"stdout","data":"aGk="}` + "\n", sandbox.ExecResponse{Stdout: "hi"}, sandbox.CodeGuestFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := guest.Printable(tc.in, tc.limit); got != tc.want {
-				t.Errorf("got %q, want %q", got, tc.want)
+			c := fake(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, tc.body) })
+			got, err := c.Run(t.Context(), guest.ExecRequest{Command: []string{"x"}})
+			if got != tc.want {
+				t.Errorf("got %+v, want %+v", got, tc.want)
+			}
+			if tc.code != "" {
+				wantCode(t, err, tc.code)
+			} else if err != nil {
+				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestWhatAGuestSaysOfItselfIsCleaned(t *testing.T) {
+	bad, long := `a\u001b[2J\u202eb`, strings.Repeat("x", 5000)
+	oc := `{"state":"owner","version":"` + bad + long + `","lastExit":"` + bad + long + `","pid":-1,"restarts":-1}`
+	reasons := strings.Repeat(`"`+bad+long+`",`, 99) + `"x"`
+	c := fake(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case guest.RouteStatus, guest.RouteStop:
+			_, _ = io.WriteString(w, `{"opencode":`+oc+`,"busy":true,"reasons":[`+reasons+`]}`)
+		case guest.RouteOpenCode:
+			_, _ = io.WriteString(w, oc)
+		default:
+			_, _ = io.WriteString(w, `{"written":["`+bad+long+`"],"version":"`+bad+long+`"}`)
+		}
+	})
+	ctx := t.Context()
+	clean := func(what, text string, limit int) {
+		t.Helper()
+		if !strings.HasPrefix(text, "a [2J bxxx") || !strings.HasSuffix(text, "…") || len(text) > limit {
+			t.Errorf("%s: %d bytes: %.40q", what, len(text), text)
+		}
+	}
+	state := func(what string, got guest.OpenCode, err error) {
+		t.Helper()
+		if err != nil || got.State != guest.StateUnknown || got.PID != 0 || got.Restarts != 0 {
+			t.Errorf("%s: %v, %+v", what, err, got)
+		}
+		clean(what, got.Version, 64)
+		clean(what, got.LastExit, 256)
+	}
+	got, err := c.OpenCode(ctx)
+	state("opencode", got, err)
+	status, err := c.Status(ctx)
+	state("status", status.OpenCode, err)
+	if len(status.Reasons) != 32 {
+		t.Errorf("%d reasons", len(status.Reasons))
+	}
+	for _, reason := range status.Reasons {
+		clean("reason", reason, 256)
+	}
+	status, err = c.Stop(ctx, guest.StopRequest{})
+	state("stop", status.OpenCode, err)
+	for what, call := range map[string]func() (guest.Applied, error){
+		"start":  func() (guest.Applied, error) { return c.Start(ctx, guest.StartRequest{}) },
+		"config": func() (guest.Applied, error) { return c.PutConfig(ctx, guest.Config{}) },
+	} {
+		applied, err := call()
+		if err != nil {
+			t.Fatal(err)
+		}
+		clean(what, applied.Version, 64)
+		clean(what, applied.Written[0], 512)
+	}
+}
+
+func TestAStateThatSandboxdKnowsIsKept(t *testing.T) {
+	for _, state := range []string{guest.StateStopped, guest.StateStarting, guest.StateReady, guest.StateRestarting} {
+		c := fake(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintf(w, `{"state":%q}`, state) })
+		if got, err := c.OpenCode(t.Context()); err != nil || got.State != state {
+			t.Errorf("%s: %+v, %v", state, got, err)
+		}
 	}
 }

@@ -35,6 +35,18 @@ const (
 	RouteFiles    = "/v1/files"    // GET, PUT, DELETE ?path=, relative to Home
 )
 
+// What zero means in a request, unless its field says otherwise.
+const (
+	// DefaultStartTimeout bounds StartRequest's wait for readiness.
+	DefaultStartTimeout = 60 * time.Second
+	// DefaultStopGrace is StopRequest's time between SIGTERM and SIGKILL.
+	DefaultStopGrace = 2 * time.Second
+	// DefaultExecTimeout bounds a command.
+	DefaultExecTimeout = 60 * time.Second
+	// DefaultMaxOutput caps stdout and stderr of a command, each, in bytes.
+	DefaultMaxOutput = 1 << 20
+)
+
 // Config is what sandboxd renders outside the workspace for OpenCode.
 type Config struct {
 	// OpenCode is opencode.json; empty means none is written.
@@ -72,7 +84,8 @@ type StartRequest struct {
 	Config   Config `json:"config"`
 	// Directory is OpenCode's working directory, absolute; empty means Workspace.
 	Directory string `json:"directory,omitempty"`
-	// TimeoutMs bounds the wait for readiness, in milliseconds; 0 means 60 000.
+	// TimeoutMs bounds the wait for readiness, in milliseconds; 0 means
+	// DefaultStartTimeout.
 	TimeoutMs int64 `json:"timeoutMs,omitempty"`
 }
 
@@ -91,6 +104,8 @@ const (
 	StateStarting   = "starting"   // spawned, not ready yet
 	StateReady      = "ready"      // health said so
 	StateRestarting = "restarting" // died by itself, waiting to be spawned again
+	// StateUnknown is what Client makes of any other word; sandboxd never says it.
+	StateUnknown = "unknown"
 )
 
 // Status is how the sandbox fares.
@@ -114,7 +129,7 @@ type OpenCode struct {
 }
 
 // StopRequest ends OpenCode and every process but sandboxd: SIGTERM, and
-// SIGKILL when GraceMs (milliseconds, 0 means 2 000) has passed.
+// SIGKILL when GraceMs (milliseconds, 0 means DefaultStopGrace) has passed.
 type StopRequest struct {
 	GraceMs int64 `json:"graceMs,omitempty"`
 }
@@ -124,14 +139,21 @@ type ExecRequest struct {
 	Command    []string          `json:"command"`
 	WorkingDir string            `json:"workingDir,omitempty"` // absolute, or relative to Workspace
 	Env        map[string]string `json:"env,omitempty"`        // added to the sandbox's own
-	TimeoutMs  int64             `json:"timeoutMs,omitempty"`  // 0 means 60 000
+	TimeoutMs  int64             `json:"timeoutMs,omitempty"`  // 0 means DefaultExecTimeout
 	// MaxOutput caps stdout and stderr, each, in bytes; what is beyond is read
-	// and dropped, and Truncated is set. 0 means 1 MiB.
+	// and dropped, and Truncated is set. 0 means DefaultMaxOutput.
 	MaxOutput int64 `json:"maxOutput,omitempty"`
 }
 
-// ExecEvent is one line of the stream of an exec. Type is stdout, stderr or
-// exit; exit is the last one and always comes.
+// The types of an ExecEvent.
+const (
+	EventStdout = "stdout"
+	EventStderr = "stderr"
+	EventExit   = "exit"
+)
+
+// ExecEvent is one line of the stream of an exec. Type is EventStdout,
+// EventStderr or EventExit, which is the last one and always comes.
 type ExecEvent struct {
 	Type      string `json:"type"`
 	Data      []byte `json:"data,omitempty"`

@@ -15,19 +15,22 @@ import (
 	"net/url"
 	"strings"
 	"time"
-	"unicode"
+
+	"github.com/agentpod/agentpod/shared/printable"
 )
 
 // Bounds on replies.
 const (
-	maxMessage  = 64 << 20 // bytes of one message
-	maxDocument = 8 << 20  // bytes of any other reply
-	maxPoll     = 1 << 20  // bytes of a reply that is asked for again and again
-	maxError    = 64 << 10 // bytes of an error's body
-	maxParts    = 10_000
-	maxElements = 10_000
-	maxKeys     = 100   // of a message
-	maxText     = 2_000 // bytes of a text for people
+	maxMessage   = 16 << 20 // bytes of one message
+	maxDocument  = 8 << 20  // bytes of any other reply
+	maxPoll      = 1 << 20  // bytes of a reply that is asked for again and again
+	maxError     = 64 << 10 // bytes of an error's body
+	maxParts     = 10_000
+	maxElements  = 10_000
+	maxProviders = 1_000
+	maxModels    = 20_000 // of all providers together
+	maxKeys      = 100    // of a message
+	maxText      = 2_000  // bytes of a text for people
 
 	// callTimeout bounds every call but a prompt that waits for its turn.
 	callTimeout = 30 * time.Second
@@ -137,7 +140,7 @@ func (c *Client) do(ctx context.Context, call call) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("reading OpenCode's reply to %s %s: %w", call.method, call.path, context.Cause(ctx))
 		case isMalformed(err):
-			return &Error{Status: res.StatusCode, Name: NameInvalidReply, Message: fmt.Sprintf("the reply to %s %s is not what OpenCode should send: %s", call.method, call.path, Clean(err.Error()))}
+			return &Error{Status: res.StatusCode, Name: NameInvalidReply, Message: fmt.Sprintf("the reply to %s %s is not what OpenCode should send: %s", call.method, call.path, line(err.Error()))}
 		}
 		return fmt.Errorf("reading OpenCode's reply to %s %s: %w", call.method, call.path, err)
 	}
@@ -188,37 +191,22 @@ func readError(res *http.Response) error {
 	}
 	if json.Unmarshal(data, &body) != nil {
 		if strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") && len(data) > 0 {
-			e.Message = Clean(string(data))
+			e.Message = line(string(data))
 		}
 		return e
 	}
-	e.Name = Clean(body.Name + body.Tag)
-	if text := Clean(body.Data.Message + body.Message); text != "" {
+	e.Name = line(body.Name + body.Tag)
+	if text := line(body.Data.Message + body.Message); text != "" {
 		e.Message = text
 	}
-	if ref := Clean(body.Data.Ref); ref != "" {
+	if ref := line(body.Data.Ref); ref != "" {
 		e.Message += " [" + ref + "]"
 	}
 	return e
 }
 
-// Clean makes a text that came from a sandbox fit for a message or a terminal:
-// one line, no control or format characters, valid UTF-8, bounded.
-func Clean(s string) string {
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "…"
-	}
-	s = strings.ToValidUTF8(s, "\uFFFD")
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t' || r == '\r':
-			return ' '
-		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == '\u2028' || r == '\u2029':
-			return -1
-		}
-		return r
-	}, s))
-}
+// line makes a text of OpenCode's fit for people.
+func line(s string) string { return printable.Line(s, maxText) }
 
 // into decodes one JSON document.
 func into(out any) func(io.Reader) error {
@@ -247,6 +235,37 @@ func decodeList[T any](dec *json.Decoder, out *[]T, limit int) error {
 	}
 	return expect(dec, ']')
 }
+
+// decodeObject calls value for each key of an object, which reads what belongs
+// to it: more than limit keys are refused, however often one is repeated.
+func decodeObject(dec *json.Decoder, limit int, value func(key string) error) error {
+	if err := expect(dec, '{'); err != nil {
+		return err
+	}
+	for keys := 0; dec.More(); keys++ {
+		if keys == limit {
+			return fmt.Errorf("%w: more than %d keys", errMalformed, limit)
+		}
+		token, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		key, ok := token.(string)
+		if !ok {
+			return fmt.Errorf("%w: a key that is no string", errMalformed)
+		}
+		if err := value(key); err != nil {
+			return err
+		}
+	}
+	return expect(dec, '}')
+}
+
+// skipped takes any value and keeps nothing of it.
+type skipped struct{}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (*skipped) UnmarshalJSON([]byte) error { return nil }
 
 func expect(dec *json.Decoder, want json.Delim) error {
 	token, err := dec.Token()

@@ -3,8 +3,8 @@ package opencode
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"slices"
 )
@@ -19,27 +19,31 @@ const (
 // provider said.
 type Status struct {
 	Type    string `json:"type"`
-	Attempt int    `json:"attempt"`
 	Message string `json:"message"`
 }
 
 // SessionStatus returns the status of every session that is not idle.
 func (c *Client) SessionStatus(ctx context.Context) (map[string]Status, error) {
-	var all map[string]Status
-	err := c.do(ctx, call{method: http.MethodGet, path: "/session/status", limit: maxPoll, decode: into(&all)})
-	for id, s := range all {
-		s.Message = Clean(s.Message)
-		all[id] = s
-	}
+	all := make(map[string]Status)
+	err := c.do(ctx, call{method: http.MethodGet, path: "/session/status", limit: maxPoll, decode: func(r io.Reader) error {
+		dec := json.NewDecoder(r)
+		return decodeObject(dec, maxElements, func(id string) error {
+			var s Status
+			if err := dec.Decode(&s); err != nil {
+				return err
+			}
+			s.Message = line(s.Message)
+			all[id] = s
+			return nil
+		})
+	}})
 	return all, err
 }
 
 // PermissionRequest is a tool call that waits for somebody's leave.
 type PermissionRequest struct {
-	ID         string   `json:"id"`
-	SessionID  string   `json:"sessionID"`
-	Permission string   `json:"permission"`
-	Patterns   []string `json:"patterns"`
+	ID        string `json:"id"`
+	SessionID string `json:"sessionID"`
 }
 
 // Reply answers a permission request.
@@ -48,7 +52,6 @@ type Reply string
 // The replies to a permission request.
 const (
 	ReplyOnce   Reply = "once"
-	ReplyAlways Reply = "always"
 	ReplyReject Reply = "reject"
 )
 
@@ -69,14 +72,6 @@ func (c *Client) ReplyPermission(ctx context.Context, id string, reply Reply) er
 type Question struct {
 	ID        string `json:"id"`
 	SessionID string `json:"sessionID"`
-	Questions []struct {
-		Question string `json:"question"`
-		Header   string `json:"header"`
-		Options  []struct {
-			Label       string `json:"label"`
-			Description string `json:"description"`
-		} `json:"options"`
-	} `json:"questions"`
 }
 
 // Questions returns the questions that wait, of every session.
@@ -84,11 +79,6 @@ func (c *Client) Questions(ctx context.Context) ([]Question, error) {
 	var list []Question
 	err := c.do(ctx, call{method: http.MethodGet, path: "/question", limit: maxPoll, decode: intoList(&list, maxElements)})
 	return list, err
-}
-
-// ReplyQuestion answers a question: for each of its questions the labels chosen.
-func (c *Client) ReplyQuestion(ctx context.Context, id string, answers [][]string) error {
-	return c.answer(ctx, "/question/", id, "que", "/reply", map[string][][]string{"answers": answers})
 }
 
 // RejectQuestion dismisses a question, which ends the turn that asked it.
@@ -107,7 +97,6 @@ func (c *Client) answer(ctx context.Context, above, id, prefix, below string, bo
 // Agent is an agent that a prompt can name. Hidden ones do OpenCode's own work.
 type Agent struct {
 	Name   string `json:"name"`
-	Mode   string `json:"mode"`
 	Hidden bool   `json:"hidden"`
 }
 
@@ -124,29 +113,51 @@ type Provider struct {
 	Models []string
 }
 
-// Providers returns the providers that are set up and the default model of each,
-// by provider id. Their keys and options are not read.
-func (c *Client) Providers(ctx context.Context) (providers []Provider, defaults map[string]string, err error) {
-	var reply struct {
-		Providers []struct {
-			ID     string              `json:"id"`
-			Models map[string]struct{} `json:"models"`
-		} `json:"providers"`
-		Default map[string]string `json:"default"`
-	}
-	err = c.do(ctx, call{method: http.MethodGet, path: "/config/providers", limit: maxDocument, decode: into(&reply)})
-	for _, p := range reply.Providers {
-		providers = append(providers, Provider{ID: p.ID, Models: slices.Sorted(maps.Keys(p.Models))})
-	}
-	return providers, reply.Default, err
+// Providers returns the providers that are set up. Their keys and options are
+// not read.
+func (c *Client) Providers(ctx context.Context) ([]Provider, error) {
+	providers := []Provider{}
+	err := c.do(ctx, call{method: http.MethodGet, path: "/config/providers", limit: maxDocument, decode: func(r io.Reader) error {
+		dec := json.NewDecoder(r)
+		models := 0
+		return decodeObject(dec, maxKeys, func(key string) error {
+			if key != "providers" {
+				return dec.Decode(&skipped{})
+			}
+			return decodeProviders(dec, &providers, &models)
+		})
+	}})
+	return providers, err
 }
 
-// Config returns OpenCode's effective config. It holds credentials: it is not
-// for logs.
-func (c *Client) Config(ctx context.Context) (json.RawMessage, error) {
-	var config json.RawMessage
-	err := c.do(ctx, call{method: http.MethodGet, path: "/config", limit: maxDocument, decode: func(r io.Reader) error {
-		return json.NewDecoder(r).Decode(&config)
-	}})
-	return config, err
+func decodeProviders(dec *json.Decoder, out *[]Provider, models *int) error {
+	if err := expect(dec, '['); err != nil {
+		return err
+	}
+	for dec.More() {
+		if len(*out) == maxProviders {
+			return fmt.Errorf("%w: more than %d providers", errMalformed, maxProviders)
+		}
+		var p Provider
+		err := decodeObject(dec, maxKeys, func(key string) error {
+			switch key {
+			case "id":
+				return dec.Decode(&p.ID)
+			case "models":
+				return decodeObject(dec, maxModels-*models, func(id string) error {
+					*models++
+					p.Models = append(p.Models, id)
+					return dec.Decode(&skipped{})
+				})
+			default:
+				return dec.Decode(&skipped{})
+			}
+		})
+		if err != nil {
+			return err
+		}
+		slices.Sort(p.Models)
+		*out = append(*out, p)
+	}
+	return expect(dec, ']')
 }

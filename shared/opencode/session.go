@@ -15,10 +15,8 @@ import (
 
 // Session is one conversation. ParentID is set for a subagent's.
 type Session struct {
-	ID        string `json:"id"`
-	Title     string `json:"title"`
-	ParentID  string `json:"parentID,omitempty"`
-	Directory string `json:"directory"`
+	ID       string `json:"id"`
+	ParentID string `json:"parentID,omitempty"`
 }
 
 // Prompt is a message to a session. Model and Agent are the session's own when
@@ -70,17 +68,11 @@ func (f *Failure) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return err
 	}
-	*f = Failure{Name: Clean(raw.Name), Message: Clean(raw.Data.Message)}
+	*f = Failure{Name: line(raw.Name), Message: line(raw.Data.Message)}
 	if code := int(raw.Data.StatusCode); code >= 100 && code <= 999 {
 		f.StatusCode = code
 	}
 	return nil
-}
-
-// Health says which OpenCode answers.
-type Health struct {
-	Healthy bool   `json:"healthy"`
-	Version string `json:"version"`
 }
 
 var idPattern = regexp.MustCompile(`^[a-z]{3}[A-Za-z0-9_-]{1,120}$`)
@@ -89,7 +81,7 @@ var idPattern = regexp.MustCompile(`^[a-z]{3}[A-Za-z0-9_-]{1,120}$`)
 // another form with a 500, or not at all.
 func element(id, prefix string) (string, error) {
 	if !idPattern.MatchString(id) || id[:3] != prefix {
-		return "", &Error{Status: http.StatusNotFound, Name: NameNotFound, Message: fmt.Sprintf("%q is no id of the kind %s", Clean(id), prefix)}
+		return "", &Error{Status: http.StatusNotFound, Name: NameNotFound, Message: fmt.Sprintf("%q is no id of the kind %s", line(id), prefix)}
 	}
 	return id, nil
 }
@@ -101,17 +93,6 @@ func (c *Client) session(ctx context.Context, id, below string, call call) error
 	}
 	call.path = "/session/" + e + below
 	return c.do(ctx, call)
-}
-
-// Health asks whether OpenCode is ready. Any reply but a healthy one is an error.
-func (c *Client) Health(ctx context.Context) (Health, error) {
-	var h Health
-	err := c.do(ctx, call{method: http.MethodGet, path: "/global/health", limit: maxPoll, decode: into(&h)})
-	if err == nil && !h.Healthy {
-		err = &Error{Status: http.StatusOK, Name: NameInvalidReply, Message: "OpenCode does not say that it is healthy"}
-	}
-	h.Version = Clean(h.Version)
-	return h, err
 }
 
 // CreateSession begins a session.
@@ -136,13 +117,6 @@ func (c *Client) GetSession(ctx context.Context, id string) (Session, error) {
 	var s Session
 	err := c.session(ctx, id, "", call{method: http.MethodGet, limit: maxDocument, decode: into(&s)})
 	return s, err
-}
-
-// Children returns the sessions of the subagents that a session started.
-func (c *Client) Children(ctx context.Context, id string) ([]Session, error) {
-	var list []Session
-	err := c.session(ctx, id, "/children", call{method: http.MethodGet, limit: maxDocument, decode: intoList(&list, maxElements)})
-	return list, err
 }
 
 func (p Prompt) body() any {
@@ -210,32 +184,18 @@ func (m *Message) decode(r io.Reader) error { return m.read(json.NewDecoder(r)) 
 // read decodes key by key, so that beside the parts themselves only one of them
 // is held at a time.
 func (m *Message) read(dec *json.Decoder) error {
-	if err := expect(dec, '{'); err != nil {
-		return err
-	}
-	for keys := 0; dec.More(); keys++ {
-		key, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		if keys == maxKeys {
-			return fmt.Errorf("%w: a message of more than %d keys", errMalformed, maxKeys)
-		}
+	err := decodeObject(dec, maxKeys, func(key string) error {
 		switch key {
 		case "info":
-			err = dec.Decode(&m.Info)
+			return dec.Decode(&m.Info)
 		case "parts":
 			m.Parts = []json.RawMessage{}
-			err = decodeList(dec, &m.Parts, maxParts)
+			return decodeList(dec, &m.Parts, maxParts)
 		default:
-			var ignored json.RawMessage
-			err = dec.Decode(&ignored)
+			return dec.Decode(&skipped{})
 		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := expect(dec, '}'); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if m.Info.ID == "" || m.Parts == nil {

@@ -20,7 +20,6 @@ const (
 	CodeInvalidGitURL    Code = "invalid_git_url"
 	CodeUnauthorized     Code = "unauthorized"
 	CodeForbiddenHost    Code = "forbidden_host"
-	CodeForbidden        Code = "forbidden"
 	CodeRouteNotFound    Code = "route_not_found"
 	CodeSandboxNotFound  Code = "sandbox_not_found"
 	CodeSessionNotFound  Code = "session_not_found"
@@ -65,7 +64,6 @@ var statuses = map[Code]int{
 	CodeInvalidGitURL:    http.StatusBadRequest,
 	CodeUnauthorized:     http.StatusUnauthorized,
 	CodeForbiddenHost:    http.StatusForbidden,
-	CodeForbidden:        http.StatusForbidden,
 	CodeRouteNotFound:    http.StatusNotFound,
 	CodeSandboxNotFound:  http.StatusNotFound,
 	CodeSessionNotFound:  http.StatusNotFound,

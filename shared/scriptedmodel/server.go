@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/daemon"
 )
 
 // The names that Config gives to provider and models.
@@ -44,7 +46,8 @@ type Options struct {
 	// APIKey is the key that Config carries, DefaultAPIKey when empty.
 	APIKey string
 	// Host is what URL names instead of the address listened on, for clients
-	// that reach the server by another name. Without a port.
+	// that reach the server by another name. Without a port. Besides this name,
+	// requests may name the address listened on and the loopback names only.
 	Host string
 	// Script, if set, chooses the script for a request instead of its last
 	// user message. It must choose the same one for every request of a turn;
@@ -89,6 +92,7 @@ type Server struct {
 	handlers sync.WaitGroup // adds happen under mu, so that none follows Close
 	http     *http.Server
 	url      string
+	hosts    daemon.Hosts
 	served   chan struct{}
 	records  []Record
 	failed   onceSet
@@ -102,7 +106,7 @@ func New(opts Options) *Server {
 	if opts.APIKey == "" {
 		opts.APIKey = DefaultAPIKey
 	}
-	s := &Server{opts: opts, log: opts.Logger, mux: http.NewServeMux()}
+	s := &Server{opts: opts, log: opts.Logger, mux: http.NewServeMux(), hosts: daemon.NewHosts("", []string{opts.Host})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -130,6 +134,7 @@ func (s *Server) Start(ctx context.Context, addr string) error {
 		return errors.Join(errors.New("the scripted model is started already or closed"), l.Close())
 	}
 	s.url = "http://" + publicAddr(l.Addr(), s.opts.Host) + "/v1"
+	s.hosts = daemon.NewHosts(l.Addr().String(), []string{addr, s.opts.Host})
 	s.served = make(chan struct{})
 	s.http = &http.Server{
 		Handler: s, ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
@@ -169,16 +174,11 @@ func (s *Server) URL() string {
 
 // Config is the OpenCode configuration (a JSON object) that makes this server
 // the default model. Meaningful after Start.
-func (s *Server) Config() json.RawMessage { return ConfigFor(s.URL(), s.opts.APIKey) }
+func (s *Server) Config() json.RawMessage { return configFor(s.URL(), s.opts.APIKey) }
 
-// ConfigFor is Config for clients that reach the server at another base URL.
-// Without a key, OpenCode takes the one in its own credential store.
-func ConfigFor(baseURL, apiKey string) json.RawMessage {
+func configFor(baseURL, apiKey string) json.RawMessage {
 	type object = map[string]any
-	options := object{"baseURL": baseURL}
-	if apiKey != "" {
-		options["apiKey"] = apiKey
-	}
+	options := object{"baseURL": baseURL, "apiKey": apiKey}
 	model := func(name string) object {
 		return object{
 			"name": name, "tool_call": true,
@@ -242,8 +242,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.handlers.Add(1)
+	hosts := s.hosts
 	s.mu.Unlock()
 	defer s.handlers.Done()
+	if !hosts.Allow(r.Host) {
+		writeError(w, http.StatusForbidden, "this host name is not served here")
+		return
+	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.base, cancel)() //nolint:contextcheck // Close ends the answer too

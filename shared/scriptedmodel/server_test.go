@@ -202,15 +202,42 @@ func TestConfigMakesTheServerOpenCodesDefault(t *testing.T) {
 			t.Errorf("model %s: %+v", id, m)
 		}
 	}
-	if strings.Contains(string(scriptedmodel.ConfigFor(s.URL(), "")), "apiKey") {
-		t.Error("a config without a key names one")
-	}
 }
 
 func TestHostReplacesTheAddressInURLs(t *testing.T) {
 	s := start(t, scriptedmodel.Options{Host: "model.internal"})
 	if !strings.HasPrefix(s.URL(), "http://model.internal:") {
 		t.Errorf("URL %q", s.URL())
+	}
+}
+
+func TestOnlyOwnHostNamesAreServed(t *testing.T) {
+	s := start(t, scriptedmodel.Options{Host: "model.internal"})
+	at := strings.Replace(s.URL(), "model.internal", "127.0.0.1", 1) + "/models"
+	_, port, _ := strings.Cut(strings.TrimPrefix(s.URL(), "http://"), ":")
+	port, _, _ = strings.Cut(port, "/")
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	for host, want := range map[string]int{
+		"model.internal": 200, "MODEL.internal:" + port: 200, "127.0.0.1:" + port: 200, "localhost": 200, "[::1]:" + port: 200,
+		"evil.test": 403, "evil.test:" + port: 403, "model.internal.evil.test": 403, "192.0.2.1": 403,
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := (&http.Client{Transport: tr, Timeout: deadline}).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: status %d, want %d", host, resp.StatusCode, want)
+		}
+	}
+	if got := len(s.Requests()); got != 5 {
+		t.Errorf("%d requests are recorded, want those that were served", got)
 	}
 }
 

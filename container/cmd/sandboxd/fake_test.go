@@ -91,7 +91,10 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	save := func() {
 		raw, _ := json.Marshal(have)
 		_ = os.MkdirAll(filepath.Dir(auth), 0o755)
-		_ = os.WriteFile(auth, raw, 0o600)
+		if err := os.WriteFile(auth, raw, 0o600); err != nil {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
 		_, _ = w.Write([]byte("true"))
 	}
 	provider, isAuth := strings.CutPrefix(r.URL.Path, "/auth/")
@@ -125,7 +128,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewDecoder(r.Body).Decode(&body)
 		if strings.Contains(string(body), "refuse-me") {
 			w.WriteHeader(http.StatusBadRequest)
-			_, _ = w.Write([]byte(`{"name":"BadRequest","data":{"message":"no such key"}}`))
+			_, _ = w.Write([]byte(`{"name":"BadRequest","data":{"message":"Expected Auth, got \"refuse-me\""}}`))
 			return
 		}
 		have[provider] = body
@@ -152,7 +155,7 @@ func readConfig() string {
 		return ""
 	}
 	body, _ := json.Marshal(map[string]any{"name": "ConfigInvalidError", "data": map[string]any{
-		"path": path, "issues": []any{map[string]any{"path": []string{"model"}, "message": "Expected string"}},
+		"path": path, "issues": []any{map[string]any{"path": []string{"model"}, "message": "Expected string, got " + string(raw)}},
 	}})
 	return string(body)
 }

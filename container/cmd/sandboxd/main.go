@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,9 +20,11 @@ import (
 
 	"github.com/agentpod/agentpod/container/internal/command"
 	"github.com/agentpod/agentpod/container/internal/files"
+	"github.com/agentpod/agentpod/container/internal/folder"
 	"github.com/agentpod/agentpod/container/internal/opencode"
 	"github.com/agentpod/agentpod/container/internal/process"
 	"github.com/agentpod/agentpod/container/internal/server"
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/guest"
 )
 
@@ -28,13 +32,20 @@ const (
 	envPrefix     = "SANDBOXD_"
 	drainTimeout  = 2 * time.Second
 	shutdownGrace = 2 * time.Second
+	// threads are for what blocks in the kernel at the same time: transfers of
+	// files, a start, looks at /proc.
+	threads = 48
 )
 
 func main() {
 	// Before anything else: until then the memory is open to the same user.
 	hardened := process.Harden()
-	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
-	err := hardened
+	process.ReserveThreads(threads)
+	log, err := daemon.NewLogger(os.Stderr, "info", "json")
+	if err != nil {
+		panic(err) // both words are constants
+	}
+	err = hardened
 	if err == nil {
 		err = run(log)
 	}
@@ -55,9 +66,15 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("bind sandboxd's port: %w", err)
 	}
+	var refuse func(netip.Addr) bool
+	if os.Getpid() == 1 {
+		refuse = server.FromInside
+	}
+	listener = server.Limit(listener, refuse)
 	defer listener.Close()
-	if err := os.MkdirAll(set.workspace, 0o755); err != nil { //nolint:gosec // the agent's own folder, as a login would make it
-		return fmt.Errorf("make the workspace: %w", err)
+	// The engine starts this whatever the code inside has done to the home.
+	if err := mend(set.home, set.workspace); err != nil {
+		log.Warn("make the home usable", "error", err)
 	}
 
 	ctx, end := context.WithCancel(context.Background())
@@ -98,6 +115,23 @@ func run(log *slog.Logger) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// mend makes the home and the workspace folders that can be used.
+func mend(home, workspace string) error {
+	if err := folder.Unlock(home); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(home)
+	if err != nil {
+		return fmt.Errorf("open the home: %w", err)
+	}
+	defer root.Close()
+	name, err := filepath.Rel(home, workspace)
+	if err != nil {
+		return fmt.Errorf("find the workspace in the home: %w", err)
+	}
+	return folder.Ensure(root, filepath.ToSlash(name))
 }
 
 // shutdown ends what this process started.
@@ -142,7 +176,7 @@ func readSettings(environ []string) (settings, error) {
 	}
 	set := settings{
 		addr:      get("ADDR", ":"+strconv.Itoa(guest.Port)),
-		binary:    get("OPENCODE", "opencode"),
+		binary:    get("OPENCODE", "/usr/local/bin/opencode"),
 		host:      get("OPENCODE_HOST", "0.0.0.0"),
 		configDir: get("CONFIG_DIR", "/run/agentpod/opencode"),
 		pluginDir: get("PLUGIN_DIR", "/opt/opencode/plugin"),

@@ -312,7 +312,7 @@ func TestARejectedConfigChangesNothing(t *testing.T) {
 	bad := config("x")
 	bad.OpenCode = json.RawMessage(`{"model":5}`)
 	_, err := b.PutConfig(t.Context(), bad)
-	if !sandbox.HasCode(err, sandbox.CodeConfigRejected) || !strings.Contains(err.Error(), "Expected string") {
+	if !sandbox.HasCode(err, sandbox.CodeConfigRejected) || !strings.Contains(err.Error(), "model: Expected string;") {
 		t.Errorf("got %v", err)
 	}
 	if got := b.rendered("opencode.json"); got != `{"model":"m"}` {
@@ -365,6 +365,14 @@ func TestABusySandboxTakesItsNewestConfigWhenIdle(t *testing.T) {
 	}
 	if b.rendered("opencode.json") != `{"model":"m"}` {
 		t.Error("it was written during the turn")
+	}
+	bad := config("never")
+	bad.OpenCode = json.RawMessage(`{"model":["a secret value"]}`)
+	if _, err := b.PutConfig(t.Context(), bad); !sandbox.HasCode(err, sandbox.CodeConfigRejected) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a config that is not valid, while busy: %v", err)
+	}
+	if b.rendered("opencode.json") != `{"model":"m"}` || b.asked("POST /global/dispose") != disposes {
+		t.Error("trying a config out changed what is in use")
 	}
 	b.tell(fakeSessions, `{}`)
 	b.eventually("the newest config is applied", func() bool {

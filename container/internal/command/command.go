@@ -15,15 +15,14 @@ import (
 
 	"github.com/agentpod/agentpod/container/internal/process"
 	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 const (
-	defaultTimeout = 60 * time.Second
-	maxTimeout     = 24 * time.Hour
-	defaultOutput  = 1 << 20
-	chunk          = 32 << 10
-	pipeSize       = 64 << 10
+	maxTimeout = 24 * time.Hour
+	chunk      = 32 << 10
+	pipeSize   = 64 << 10
 	// drain is how long output is awaited once the command has exited;
 	// what it left behind may hold the pipes for ever.
 	drain = 200 * time.Millisecond
@@ -87,7 +86,7 @@ func Check(req guest.ExecRequest) error {
 // each piece of output and at last for the exit event. The command is killed,
 // its process group too, at its deadline or when ctx ends or emit fails.
 func (r *Runner) Run(ctx context.Context, req guest.ExecRequest, emit func(guest.ExecEvent) error) {
-	timeout := defaultTimeout
+	timeout := guest.DefaultExecTimeout
 	if req.TimeoutMs > 0 {
 		timeout = time.Duration(min(req.TimeoutMs, maxTimeout.Milliseconds())) * time.Millisecond
 	}
@@ -97,14 +96,14 @@ func (r *Runner) Run(ctx context.Context, req guest.ExecRequest, emit func(guest
 
 	limit := req.MaxOutput
 	if limit == 0 {
-		limit = defaultOutput
+		limit = guest.DefaultMaxOutput
 	}
 	stream := &stream{emit: emit, limit: limit, abandon: cancel}
 	exit, err := r.run(ctx, req, stream)
 	if err != nil {
-		exit = guest.ExecEvent{ExitCode: cannotStart, Error: guest.Printable(err.Error(), chunk)}
+		exit = guest.ExecEvent{ExitCode: cannotStart, Error: printable.Line(err.Error(), chunk)}
 	}
-	exit.Type = "exit"
+	exit.Type = guest.EventExit
 	exit.Truncated = stream.truncated
 	_ = emit(exit) // the caller has left, and there is nobody else to tell
 }
@@ -171,7 +170,7 @@ func (r *Runner) start(req guest.ExecRequest) (proc *process.Process, pipes map[
 			}
 		}
 	}()
-	for _, name := range []string{"stdout", "stderr"} {
+	for _, name := range []string{guest.EventStdout, guest.EventStderr} {
 		if pipes[name], ends[name], err = os.Pipe(); err != nil {
 			delete(pipes, name)
 			delete(ends, name)
@@ -194,7 +193,7 @@ func (r *Runner) start(req guest.ExecRequest) (proc *process.Process, pipes map[
 		env = append(env, prefix+value)
 	}
 	proc, err = r.processes.Start(process.Command{
-		Args: req.Command, Env: env, Dir: dir, Stdout: ends["stdout"], Stderr: ends["stderr"],
+		Args: req.Command, Env: env, Dir: dir, Stdout: ends[guest.EventStdout], Stderr: ends[guest.EventStderr],
 	})
 	if err != nil {
 		return nil, nil, err

@@ -18,7 +18,7 @@ import (
 // It fails with invalid_request, config_rejected (nothing has changed then),
 // boot_failed, or conflict when OpenCode has not been started.
 func (s *Supervisor) Configure(ctx context.Context, cfg guest.Config) (guest.Applied, error) {
-	if err := check(cfg); err != nil {
+	if err := cfg.Check(); err != nil {
 		return guest.Applied{}, err
 	}
 	if err := s.take(ctx); err != nil {
@@ -33,7 +33,9 @@ func (s *Supervisor) Configure(ctx context.Context, cfg guest.Config) (guest.App
 }
 
 // configure applies cfg, or keeps it for later. The caller has the turn.
-func (s *Supervisor) configure(ctx context.Context, r *run, cfg guest.Config) (guest.Applied, error) {
+func (s *Supervisor) configure(ctx context.Context, r *run, cfg guest.Config) (applied guest.Applied, err error) {
+	before, _ := s.lastApplied()
+	defer func() { err = withoutSecrets(err, cfg, before) }()
 	if err := s.awaitReady(ctx, r); err != nil {
 		return guest.Applied{}, err
 	}
@@ -41,16 +43,16 @@ func (s *Supervisor) configure(ctx context.Context, r *run, cfg guest.Config) (g
 	if err != nil {
 		return guest.Applied{}, internal("look at the config folder", err)
 	}
-	auth, err := planAuth(s.home, cfg)
-	if err != nil {
-		return guest.Applied{}, internal("look at the credentials", err)
-	}
+	auth := planAuth(s.home, cfg)
 	version := s.Status().Version
 	if len(files) == 0 && auth.none() {
 		s.setPending(nil)
 		return guest.Applied{Written: []string{}, Version: version}, s.reload(ctx, r)
 	}
 	if len(s.Busy(ctx)) > 0 {
+		if err := s.tryOut(ctx, r, before, cfg, files); err != nil {
+			return guest.Applied{}, err
+		}
 		s.setPending(&cfg)
 		select {
 		case r.wake <- struct{}{}:
@@ -59,12 +61,24 @@ func (s *Supervisor) configure(ctx context.Context, r *run, cfg guest.Config) (g
 		return guest.Applied{Written: []string{}, Pending: true, Version: version}, nil
 	}
 	s.setPending(nil)
-	before, _ := s.lastApplied()
 	if err := render(s.conf, cfg, files); err != nil {
 		s.putBack(before)
 		return guest.Applied{}, internal("write the config", err)
 	}
 	return s.settle(ctx, r, before, cfg, files, true, true)
+}
+
+// tryOut has OpenCode read a config that is for later, and puts before back
+// whatever it says. What works now has read its config and goes on with it.
+func (s *Supervisor) tryOut(ctx context.Context, r *run, before, cfg guest.Config, files []string) error {
+	if len(files) == 0 {
+		return nil
+	}
+	defer s.putBack(before)
+	if err := render(s.conf, cfg, files); err != nil {
+		return internal("write the config", err)
+	}
+	return s.validate(ctx, r)
 }
 
 // settle makes OpenCode take what has been written: it validates, sets the
@@ -78,11 +92,7 @@ func (s *Supervisor) settle(ctx context.Context, r *run, before, cfg guest.Confi
 			return guest.Applied{}, err
 		}
 	}
-	auth, err := planAuth(s.home, cfg)
-	if err != nil {
-		s.putBack(before)
-		return guest.Applied{}, internal("look at the credentials", err)
-	}
+	auth := planAuth(s.home, cfg)
 	if err := s.authenticate(ctx, r, auth); err != nil {
 		s.putBack(before)
 		return guest.Applied{}, err
@@ -140,7 +150,7 @@ func (s *Supervisor) validate(ctx context.Context, r *run) error {
 	}
 	if no.path != "" && !strings.HasPrefix(no.path, s.set.ConfigDir+string(filepath.Separator)) {
 		// A file that somebody inside wrote is broken; this config is not.
-		s.set.Log.Warn("OpenCode complains about a config file of the user's", "error", no.words)
+		s.set.Log.Warn("OpenCode complains about a config file of the user's", "path", no.path)
 		return nil
 	}
 	return sandbox.Errorf(sandbox.CodeConfigRejected, "OpenCode rejected the config: %s", no.words)
@@ -158,8 +168,11 @@ func (s *Supervisor) authenticate(ctx context.Context, r *run, auth authChanges)
 			both[name] = ""
 		}
 	}
-	if err := writeManaged(s.home, both); err != nil {
-		return internal("remember the providers", err)
+	s.remember(both)
+	if !auth.none() {
+		if err := mendAuth(s.home); err != nil {
+			s.set.Log.Warn("clear the way for auth.json", "error", err)
+		}
 	}
 	for _, provider := range auth.remove {
 		if err := r.api.removeAuth(ctx, provider); err != nil {
@@ -178,10 +191,16 @@ func (s *Supervisor) authenticate(ctx context.Context, r *run, auth authChanges)
 			return opencodeDown("set the credential of "+provider, err)
 		}
 	}
-	if err := writeManaged(s.home, auth.managedAfter); err != nil {
-		return internal("remember the providers", err)
-	}
+	s.remember(auth.managedAfter)
 	return nil
+}
+
+// remember writes which providers are ours. Where that fails a credential may
+// outlive its config, which is less than a sandbox that cannot start.
+func (s *Supervisor) remember(providers managed) {
+	if err := writeManaged(s.home, providers); err != nil {
+		s.set.Log.Warn("remember the providers", "error", err)
+	}
 }
 
 // undo makes the credentials what they were.
@@ -200,9 +219,7 @@ func (s *Supervisor) undo(ctx context.Context, r *run, auth authChanges) {
 			s.set.Log.Warn("put a credential back", "provider", provider, "error", err)
 		}
 	}
-	if err := writeManaged(s.home, auth.managedBefore); err != nil {
-		s.set.Log.Warn("put the list of providers back", "error", err)
-	}
+	s.remember(auth.managedBefore)
 }
 
 // putBack renders the config that was accepted last. No dispose follows:
@@ -262,7 +279,7 @@ func (s *Supervisor) tryPending(ctx context.Context, r *run) {
 	if cfg == nil || s.running() != r {
 		return
 	}
-	limit, cancel := context.WithTimeout(ctx, defaultBoot)
+	limit, cancel := context.WithTimeout(ctx, guest.DefaultStartTimeout)
 	defer cancel()
 	applied, err := s.configure(limit, r, *cfg)
 	switch {

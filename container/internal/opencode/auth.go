@@ -5,14 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"reflect"
 	"syscall"
 
+	"github.com/agentpod/agentpod/container/internal/folder"
 	"github.com/agentpod/agentpod/shared/guest"
 )
 
@@ -57,15 +56,9 @@ func (m managed) unchanged(provider string, have, want json.RawMessage) bool {
 func (a authChanges) none() bool { return len(a.set) == 0 && len(a.remove) == 0 }
 
 // planAuth compares a config's credentials with those that OpenCode has.
-func planAuth(home *os.Root, cfg guest.Config) (authChanges, error) {
-	have := make(map[string]json.RawMessage)
-	if err := readJSON(home, authFile, &have); err != nil {
-		return authChanges{}, err
-	}
-	known := make(managed)
-	if err := readJSON(home, managedFile, &known); err != nil {
-		return authChanges{}, err
-	}
+func planAuth(home *os.Root, cfg guest.Config) authChanges {
+	have := readJSON[json.RawMessage](home, authFile)
+	known := managed(readJSON[string](home, managedFile))
 	plan := authChanges{
 		set:           make(map[string]json.RawMessage),
 		before:        make(map[string]json.RawMessage),
@@ -92,7 +85,7 @@ func planAuth(home *os.Root, cfg guest.Config) (authChanges, error) {
 		plan.remove = append(plan.remove, provider)
 		plan.before[provider] = old
 	}
-	return plan, nil
+	return plan
 }
 
 func sameJSON(a, b json.RawMessage) bool {
@@ -103,27 +96,47 @@ func sameJSON(a, b json.RawMessage) bool {
 	return reflect.DeepEqual(x, y)
 }
 
-// readJSON reads a file that anyone inside may have touched; one that is
-// absent, or no JSON, or no regular file counts as empty.
-func readJSON(root *os.Root, name string, out any) error {
-	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+// readJSON reads a file that anyone inside may have touched; one that cannot be
+// read, whatever the reason, or that holds something else counts as empty.
+func readJSON[V any](root *os.Root, name string) map[string]V {
+	empty := make(map[string]V)
+	f, err := openRegular(root, name)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return fmt.Errorf("open %s: %w", name, err)
+		return empty
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return nil
-	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxAuth))
 	if err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
+		return empty
 	}
-	_ = json.Unmarshal(raw, out) // as documented
-	return nil
+	var out map[string]V
+	if json.Unmarshal(raw, &out) != nil || out == nil {
+		return empty
+	}
+	return out
+}
+
+func openRegular(root *os.Root, name string) (*os.File, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, fmt.Errorf("open %s: no regular file", name)
+	}
+	return f, nil
+}
+
+// mendAuth clears the way for a new auth.json if OpenCode could not write over
+// the one that is there: a folder, a link out of the home, a locked file.
+// OpenCode itself copes with one that is no JSON.
+func mendAuth(home *os.Root) error {
+	f, err := openRegular(home, authFile)
+	if err == nil {
+		return f.Close()
+	}
+	return folder.Aside(home, authFile)
 }
 
 // writeManaged remembers which providers a config named; no secrets.

@@ -9,12 +9,15 @@ import (
 
 	"github.com/agentpod/agentpod/container/internal/process"
 	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 )
 
 const (
 	busyTimeout = 5 * time.Second
 	maxReasons  = 20
 	maxReason   = 200
+	maxTurns    = 1000 // sessions of a status that are looked at
+	maxPtys     = 100  // terminals that are looked at
 )
 
 // Busy says why the sandbox is busy: turns, terminals whose shell has a child,
@@ -34,7 +37,7 @@ func (s *Supervisor) Busy(ctx context.Context) []string {
 		reasons = reasons[:maxReasons]
 	}
 	for i := range reasons {
-		reasons[i] = guest.Printable(reasons[i], maxReason)
+		reasons[i] = printable.Line(reasons[i], maxReason)
 	}
 	return reasons
 }
@@ -60,9 +63,13 @@ func (s *Supervisor) terminals(ctx context.Context, r *run) []string {
 		s.set.Log.Debug("ask for terminals", "error", err)
 		return nil
 	}
+	if len(ptys) == 0 || ctx.Err() != nil {
+		return nil
+	}
 	var reasons []string
+	busy := process.Parents()
 	for _, p := range ptys {
-		if p.PID > 0 && p.Status == "running" && process.HasChild(p.PID) {
+		if p.PID > 0 && p.Status == "running" && busy[p.PID] {
 			reasons = append(reasons, fmt.Sprintf("terminal: %s", p.ID))
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 )
 
 const (
@@ -20,20 +20,7 @@ const (
 	healthTimeout = 500 * time.Millisecond
 	callTimeout   = 15 * time.Second
 	maxAnswer     = 4 << 20
-	maxWords      = 2 << 10
 )
-
-// errRefused is in the chain when OpenCode understood and said no (400).
-var errRefused = errors.New("OpenCode refused it")
-
-// refusal is what OpenCode said.
-type refusal struct {
-	words string
-	path  string // the file that it complains about, if it named one
-}
-
-func (r *refusal) Error() string { return r.words }
-func (r *refusal) Unwrap() error { return errRefused }
 
 // api speaks to the OpenCode of one run.
 type api struct {
@@ -91,7 +78,8 @@ func (a *api) call(ctx context.Context, timeout time.Duration, method, path stri
 	case resp.StatusCode == http.StatusBadRequest:
 		return refused(raw)
 	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("OpenCode answered %s with status %d: %s", path, resp.StatusCode, guest.Printable(string(raw), maxWords))
+		// Its body may repeat what was sent.
+		return fmt.Errorf("OpenCode answered %s with status %d", path, resp.StatusCode)
 	case out == nil:
 		return nil
 	}
@@ -99,33 +87,6 @@ func (a *api) call(ctx context.Context, timeout time.Duration, method, path stri
 		return fmt.Errorf("decode OpenCode's answer to %s: %w", path, err)
 	}
 	return nil
-}
-
-// refused takes the words out of OpenCode's error body.
-func refused(raw []byte) error {
-	var body struct {
-		Name string `json:"name"`
-		Data struct {
-			Message string `json:"message"`
-			Path    string `json:"path"`
-			Issues  []struct {
-				Path    []any  `json:"path"`
-				Message string `json:"message"`
-			} `json:"issues"`
-		} `json:"data"`
-	}
-	if err := json.Unmarshal(raw, &body); err != nil || body.Name == "" {
-		return &refusal{words: guest.Printable(string(raw), maxWords)}
-	}
-	words := body.Name + ": " + body.Data.Message
-	for _, issue := range body.Data.Issues {
-		at, sep := "", ""
-		for _, part := range issue.Path {
-			at, sep = at+sep+fmt.Sprint(part), "."
-		}
-		words += " " + at + ": " + issue.Message + ";"
-	}
-	return &refusal{words: guest.Printable(words, maxWords), path: body.Data.Path}
 }
 
 // health returns OpenCode's version if it is ready.
@@ -140,7 +101,7 @@ func (a *api) health(ctx context.Context) (version string, err error) {
 	if !body.Healthy {
 		return "", errors.New("OpenCode is not healthy")
 	}
-	return guest.Printable(body.Version, 64), nil
+	return printable.Line(body.Version, 64), nil
 }
 
 // checkConfig makes OpenCode read its config afresh, on behalf of a directory
@@ -170,19 +131,35 @@ func (a *api) dispose(ctx context.Context) error {
 	return a.call(ctx, callTimeout, http.MethodPost, "/global/dispose", nil, nil)
 }
 
-// sessionStatus maps the ids of sessions to "busy", "retry" or "idle".
+// sessionStatus maps the ids of the first maxTurns sessions that have a status
+// to "busy", "retry" or "idle".
 func (a *api) sessionStatus(ctx context.Context) (map[string]string, error) {
-	var body map[string]struct {
-		Type string `json:"type"`
-	}
-	if err := a.call(ctx, busyTimeout, http.MethodGet, "/session/status", nil, &body); err != nil {
-		return nil, err
-	}
-	status := make(map[string]string, len(body))
-	for id, s := range body {
-		status[id] = s.Type
-	}
-	return status, nil
+	var body turns
+	err := a.call(ctx, busyTimeout, http.MethodGet, "/session/status", nil, &body)
+	return body, err
+}
+
+// turns is decoded one by one: OpenCode is what the agent made of it, and
+// megabytes of nothing must not become many times that.
+type turns map[string]string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *turns) UnmarshalJSON(raw []byte) error {
+	*t = make(turns)
+	return eachElement(raw, '{', maxTurns, func(dec *json.Decoder) error {
+		id, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		var status struct {
+			Type string `json:"type"`
+		}
+		if err := dec.Decode(&status); err != nil {
+			return err
+		}
+		(*t)[fmt.Sprint(id)] = status.Type
+		return nil
+	})
 }
 
 // pty is a terminal.
@@ -192,8 +169,37 @@ type pty struct {
 	PID    int    `json:"pid"`
 }
 
+// ptys returns the first maxPtys terminals.
 func (a *api) ptys(ctx context.Context) ([]pty, error) {
-	var body []pty
+	var body terminals
 	err := a.call(ctx, busyTimeout, http.MethodGet, "/pty", nil, &body)
 	return body, err
+}
+
+// terminals is decoded one by one, as turns is.
+type terminals []pty
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *terminals) UnmarshalJSON(raw []byte) error {
+	return eachElement(raw, '[', maxPtys, func(dec *json.Decoder) error {
+		var p pty
+		err := dec.Decode(&p)
+		*t = append(*t, p)
+		return err
+	})
+}
+
+// eachElement has element read each element of a list or an object, and stops
+// without an error after most of them.
+func eachElement(raw []byte, open json.Delim, most int, element func(*json.Decoder) error) error {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if token, err := dec.Token(); err != nil || token != open {
+		return fmt.Errorf("no %s where one should be", open)
+	}
+	for n := 0; n < most && dec.More(); n++ {
+		if err := element(dec); err != nil {
+			return err
+		}
+	}
+	return nil
 }

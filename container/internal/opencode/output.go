@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 )
 
 const (
@@ -50,7 +50,7 @@ func (o *output) copyLines(pipe *os.File) {
 }
 
 func (o *output) line(raw string) {
-	line := guest.Printable(raw, maxLine)
+	line := printable.Line(raw, maxLine)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	// What cannot be logged is lost: OpenCode must not stop for it.
@@ -65,9 +65,5 @@ func (o *output) line(raw string) {
 func (o *output) tail() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	text := strings.Join(o.last, "\n")
-	if len(text) > tailBytes {
-		text = text[len(text)-tailBytes:]
-	}
-	return strings.ToValidUTF8(text, "")
+	return printable.Tail(strings.Join(o.last, "\n"), tailBytes)
 }

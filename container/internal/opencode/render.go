@@ -11,58 +11,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/agentpod/agentpod/shared/guest"
-	"github.com/agentpod/agentpod/shared/sandbox"
 )
-
-// The folders that hold a config's files, each named for its type, and the
-// extensions that OpenCode loads from it.
-func extensions(kind string) []string {
-	switch kind {
-	case "agent", "command":
-		return []string{"md"}
-	case "tool", "plugin":
-		return []string{"ts", "js"}
-	default:
-		return nil
-	}
-}
-
-func fileTypes() []string { return []string{"agent", "command", "tool", "plugin"} }
-
-var safeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
-
-// check refuses a config that cannot be rendered, with invalid_request.
-func check(cfg guest.Config) error {
-	seen := make(map[string]bool)
-	for _, f := range cfg.Files {
-		if !slices.Contains(extensions(f.Type), f.Extension) {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "a config file of type %q cannot have the extension %q", f.Type, f.Extension)
-		}
-		if !safeName.MatchString(f.Name) || strings.Contains(f.Name, "..") {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the config file name %q is not one safe path element", f.Name)
-		}
-		if seen[f.Key()] {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the config names the file %q twice", f.Key())
-		}
-		seen[f.Key()] = true
-	}
-	for provider, credential := range cfg.Auth {
-		// A slash would be two path elements to OpenCode's router.
-		if !safeName.MatchString(provider) || strings.Contains(provider, "..") {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the provider name %q is not one safe path element", provider)
-		}
-		if len(credential) == 0 {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the credential of provider %q is empty", provider)
-		}
-	}
-	return nil
-}
 
 // wanted maps every file of a config, by its key, to its content.
 func wanted(cfg guest.Config) map[string][]byte {
@@ -112,7 +65,7 @@ func present(root *os.Root) ([]string, error) {
 			keys = append(keys, key)
 		}
 	}
-	for _, kind := range fileTypes() {
+	for _, kind := range guest.FileTypes() {
 		entries, err := fs.ReadDir(root.FS(), kind)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			// Something else took the folder's place.

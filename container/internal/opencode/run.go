@@ -120,7 +120,7 @@ func (s *Supervisor) spawn(r *run) (proc *process.Process, drained <-chan struct
 	proc, err = s.set.Processes.Start(process.Command{
 		Args:   []string{s.set.Binary, "serve", "--hostname", s.set.Hostname, "--port", strconv.Itoa(s.set.Port)},
 		Env:    s.environment(r.password),
-		Dir:    r.directory,
+		Dir:    s.workingDir(r.directory),
 		Stdout: write, Stderr: write,
 		EndGroup: true,
 	})

@@ -20,7 +20,6 @@ import (
 // The times of supervision.
 const (
 	probeEvery      = 100 * time.Millisecond
-	defaultBoot     = 60 * time.Second
 	maxBoot         = 10 * time.Minute
 	firstBackoff    = 250 * time.Millisecond
 	longestBackoff  = 15 * time.Second
@@ -33,7 +32,7 @@ const (
 
 // Settings are what a Supervisor needs to know. All fields are required.
 type Settings struct {
-	Binary     string // looked up in PATH
+	Binary     string // absolute: the agent writes in PATH
 	Hostname   string // where OpenCode listens
 	Port       int
 	ConfigDir  string // OPENCODE_CONFIG_DIR, managed altogether
@@ -140,10 +139,10 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 	if req.Password == "" {
 		return guest.Applied{}, sandbox.Errorf(sandbox.CodeInvalidRequest, "the start request has no password")
 	}
-	if err := check(req.Config); err != nil {
+	if err := req.Config.Check(); err != nil {
 		return guest.Applied{}, err
 	}
-	boot := defaultBoot
+	boot := guest.DefaultStartTimeout
 	if req.TimeoutMs > 0 {
 		boot = time.Duration(min(req.TimeoutMs, maxBoot.Milliseconds())) * time.Millisecond
 	}
@@ -174,12 +173,14 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 
 // boot starts supervision with the config on disk already, so that OpenCode
 // reads it once.
-func (s *Supervisor) boot(ctx context.Context, password, directory string, limit time.Duration, cfg guest.Config) (guest.Applied, error) {
+func (s *Supervisor) boot(ctx context.Context, password, directory string, limit time.Duration, cfg guest.Config) (applied guest.Applied, err error) {
+	before, checked := s.lastApplied()
+	defer func() { err = withoutSecrets(err, cfg, before) }()
+	s.mend()
 	if err := s.seed(); err != nil {
 		// OpenCode then installs the package itself: slow, but it works.
 		s.set.Log.Warn("seed the plugin package", "error", err)
 	}
-	before, checked := s.lastApplied()
 	written, err := changes(s.conf, cfg)
 	if err != nil {
 		return guest.Applied{}, internal("look at the config folder", err)
@@ -192,11 +193,7 @@ func (s *Supervisor) boot(ctx context.Context, password, directory string, limit
 	if err := s.awaitReady(ctx, r); err != nil {
 		return guest.Applied{}, err
 	}
-	applied, err := s.settle(ctx, r, before, cfg, written, checked, false)
-	if err != nil {
-		return guest.Applied{}, err
-	}
-	return applied, nil
+	return s.settle(ctx, r, before, cfg, written, checked, false)
 }
 
 // seed keeps OpenCode from installing its plugin package into the folders.

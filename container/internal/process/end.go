@@ -133,14 +133,13 @@ func parentsOfLiving() map[int]int {
 	return parents
 }
 
-// HasChild reports whether a living process has pid as its parent.
-func HasChild(pid int) bool {
+// Parents returns the set of processes that have a living child.
+func Parents() map[int]bool {
+	parents := make(map[int]bool)
 	for _, parent := range parentsOfLiving() {
-		if parent == pid {
-			return true
-		}
+		parents[parent] = true
 	}
-	return false
+	return parents
 }
 
 // stat reads state and parent from /proc/PID/stat. The name in it is chosen by

@@ -186,8 +186,17 @@ func TestEndAllEndsWhatIgnoresSIGTERMAndWhatWasOrphaned(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("took %s", took)
 	}
-	if process.HasChild(os.Getpid()) {
+	if process.Parents()[os.Getpid()] {
 		t.Error("a child is left")
+	}
+}
+
+func TestThreadsAreReserved(t *testing.T) {
+	const most = 40
+	process.ReserveThreads(most)
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil || len(threads) < most {
+		t.Errorf("%d threads, %v", len(threads), err)
 	}
 }
 

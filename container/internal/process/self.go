@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,28 @@ func Harden() error {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
 	return nil
+}
+
+// ReserveThreads makes n threads of the operating system, which the runtime
+// then keeps. It aborts the process when it needs one and gets none, as when
+// the sandbox has used up its processes; whoever blocks in a system call needs
+// one. Call it before anything else can run in the sandbox.
+func ReserveThreads(n int) {
+	var made, ended sync.WaitGroup
+	made.Add(n)
+	release := make(chan struct{})
+	for range n {
+		ended.Go(func() {
+			// A goroutine that is locked has a thread to itself.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			made.Done()
+			<-release
+		})
+	}
+	made.Wait()
+	close(release)
+	ended.Wait()
 }
 
 // faults are the signals that os/signal does not take over when they come

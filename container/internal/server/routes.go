@@ -73,7 +73,7 @@ func (s *Server) stop(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(w, r, &req); err != nil {
 		return err
 	}
-	grace := defaultGrace
+	grace := guest.DefaultStopGrace
 	if req.GraceMs > 0 {
 		grace = time.Duration(min(req.GraceMs, maxGrace.Milliseconds())) * time.Millisecond
 	}

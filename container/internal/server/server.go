@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -31,10 +32,14 @@ const (
 	startTimeout  = 11 * time.Minute  // beyond what a start request may ask for
 	stopTimeout   = 2 * time.Minute   // beyond any grace
 	maxGrace      = 60 * time.Second  //
-	defaultGrace  = 2 * time.Second   //
 	headerTimeout = 10 * time.Second  //
 	idleTimeout   = 120 * time.Second //
 	maxHeader     = 64 << 10
+
+	// What goes on at once. A file's bytes hold a thread while they are on their
+	// way to or from the disk, so maxFiles is less than what main reserves.
+	maxExecs = 64
+	maxFiles = 32
 )
 
 // OpenCode is what the server needs of OpenCode's supervisor. Errors are
@@ -96,6 +101,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 // Handler returns the routes.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
+	execs, transfers := make(chan struct{}, maxExecs), make(chan struct{}, maxFiles)
 	routes := []struct {
 		method, path string
 		handle       handler
@@ -105,10 +111,10 @@ func (s *Server) Handler() http.Handler {
 		{http.MethodPost, guest.RouteStart, s.start},
 		{http.MethodPut, guest.RouteConfig, s.config},
 		{http.MethodPost, guest.RouteStop, s.stop},
-		{http.MethodPost, guest.RouteExec, s.exec},
-		{http.MethodGet, guest.RouteFiles, s.readFile},
-		{http.MethodPut, guest.RouteFiles, s.writeFile},
-		{http.MethodDelete, guest.RouteFiles, s.deleteFile},
+		{http.MethodPost, guest.RouteExec, bounded(execs, s.exec)},
+		{http.MethodGet, guest.RouteFiles, bounded(transfers, s.readFile)},
+		{http.MethodPut, guest.RouteFiles, bounded(transfers, s.writeFile)},
+		{http.MethodDelete, guest.RouteFiles, bounded(transfers, s.deleteFile)},
 	}
 	for _, route := range routes {
 		mux.Handle(route.method+" "+route.path, s.wrap(route.handle))
@@ -119,7 +125,21 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle(path, s.wrap(wrongMethod))
 	}
 	mux.Handle("/", s.wrap(noRoute))
-	return s.authorize(mux)
+	return s.local(s.authorize(mux))
+}
+
+// bounded refuses what comes while all slots are taken.
+func bounded(slots chan struct{}, handle handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		select {
+		case slots <- struct{}{}:
+		default:
+			return sandbox.Errorf(sandbox.CodeTooManyRequests,
+				"this sandbox has %d requests of this kind under way, which is the most; try again when one has ended", cap(slots))
+		}
+		defer func() { <-slots }()
+		return handle(w, r)
+	}
 }
 
 func wrongMethod(_ http.ResponseWriter, r *http.Request) error {
@@ -128,6 +148,21 @@ func wrongMethod(_ http.ResponseWriter, r *http.Request) error {
 
 func noRoute(http.ResponseWriter, *http.Request) error {
 	return sandbox.Errorf(sandbox.CodeRouteNotFound, "no such route")
+}
+
+// local lets only requests past that name a loopback address, as the gateway's
+// do wherever they come from: a browser that a foreign name led here (DNS
+// rebinding) does not.
+func (s *Server) local(next http.Handler) http.Handler {
+	hosts := daemon.NewHosts("", nil)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !hosts.Allow(r.Host) {
+			w.Header().Set("Connection", "close") // its body is not worth reading
+			s.fail(w, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; name 127.0.0.1"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // authorize lets nobody past who does not have the token, not even to a 404.

@@ -30,6 +30,15 @@ type stub struct {
 	grace   time.Duration
 	body    string
 	mode    fs.FileMode
+	hold    chan struct{} // what keeps a command and a removal from ending
+	begun   chan struct{}
+}
+
+func (s *stub) wait() {
+	if s.hold != nil {
+		s.begun <- struct{}{}
+		<-s.hold
+	}
 }
 
 func (s *stub) Start(context.Context, guest.StartRequest) (guest.Applied, error) {
@@ -52,8 +61,9 @@ func (s *stub) Busy(context.Context) []string {
 }
 
 func (s *stub) Run(_ context.Context, _ guest.ExecRequest, emit func(guest.ExecEvent) error) {
-	_ = emit(guest.ExecEvent{Type: "stdout", Data: []byte("hi")})
-	_ = emit(guest.ExecEvent{Type: "exit", ExitCode: 3})
+	s.wait()
+	_ = emit(guest.ExecEvent{Type: guest.EventStdout, Data: []byte("hi")})
+	_ = emit(guest.ExecEvent{Type: guest.EventExit, ExitCode: 3})
 }
 
 func (s *stub) OpenFile(string) (*os.File, *guest.Listing, error) {
@@ -65,7 +75,7 @@ func (s *stub) Write(_ string, mode fs.FileMode, content io.Reader) error {
 	s.body, s.mode = string(raw), mode
 	return errors.Join(err, s.err)
 }
-func (s *stub) Remove(string) error { return s.err }
+func (s *stub) Remove(string) error { s.wait(); return s.err }
 
 func ask(t *testing.T, s *stub, method, target, body, bearer string) (*http.Response, string) {
 	t.Helper()
@@ -73,6 +83,7 @@ func ask(t *testing.T, s *stub, method, target, body, bearer string) (*http.Resp
 		OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
 	}
 	req := httptest.NewRequestWithContext(t.Context(), method, target, strings.NewReader(body))
+	req.Host = "127.0.0.1:4095"
 	if bearer != "" {
 		req.Header.Set("Authorization", bearer)
 	}
@@ -124,6 +135,80 @@ func TestRoutes(t *testing.T) {
 			}
 			if strings.Contains(body, "password") {
 				t.Error("the cause is shown")
+			}
+		})
+	}
+}
+
+func TestOnlyLoopbackHostNamesAreServed(t *testing.T) {
+	s := &stub{}
+	srv := &server.Server{
+		OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
+	}
+	for host, want := range map[string]int{
+		"127.0.0.1:4095": 200, "127.0.0.1": 200, "localhost:4095": 200, "LOCALHOST": 200, "[::1]:4095": 200, "[::1]": 200,
+		"": 403, "evil.test": 403, "evil.test:4095": 403, "localhost.evil.test": 403, "172.18.0.5:4095": 403, "0.0.0.0:4095": 403,
+	} {
+		// Also without the token: what it says to a foreign name tells nothing.
+		for _, bearer := range []string{"Bearer " + token, ""} {
+			req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, guest.RouteOpenCode, http.NoBody)
+			req.Host = host
+			req.Header.Set("Authorization", bearer)
+			rec := httptest.NewRecorder()
+			srv.Handler().ServeHTTP(rec, req)
+			wanted := want
+			if want == 200 && bearer == "" {
+				wanted = 401
+			}
+			if rec.Code != wanted {
+				t.Errorf("%q with %q: status %d, want %d", host, bearer, rec.Code, wanted)
+			}
+			if want == 403 && !strings.Contains(rec.Body.String(), string(sandbox.CodeForbiddenHost)) {
+				t.Errorf("%q: %s", host, rec.Body)
+			}
+		}
+	}
+}
+
+func TestCommandsAndTransfersAtOnceAreBounded(t *testing.T) {
+	for name, tc := range map[string]struct {
+		method, target, body string
+		most                 int
+	}{
+		"commands":  {http.MethodPost, "/v1/exec", `{"command":["x"]}`, 64},
+		"transfers": {http.MethodDelete, "/v1/files?path=a", "", 32},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &stub{hold: make(chan struct{}), begun: make(chan struct{})}
+			handler := (&server.Server{
+				OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
+			}).Handler()
+			send := func() int {
+				req := httptest.NewRequestWithContext(t.Context(), tc.method, tc.target, strings.NewReader(tc.body))
+				req.Host = "127.0.0.1:4095"
+				req.Header.Set("Authorization", "Bearer "+token)
+				rec := httptest.NewRecorder()
+				handler.ServeHTTP(rec, req)
+				return rec.Code
+			}
+			answers := make(chan int, tc.most)
+			for range tc.most {
+				go func() { answers <- send() }()
+				<-s.begun
+			}
+			if got := send(); got != http.StatusTooManyRequests {
+				t.Errorf("one more: status %d", got)
+			}
+			close(s.hold)
+			for range tc.most {
+				if got := <-answers; got >= 300 {
+					t.Errorf("status %d", got)
+				}
+			}
+			go func() { answers <- send() }()
+			<-s.begun
+			if got := <-answers; got >= 300 {
+				t.Errorf("afterwards: status %d", got)
 			}
 		})
 	}

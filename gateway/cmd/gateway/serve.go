@@ -168,7 +168,7 @@ func newEngine(cfg config.Config, log *slog.Logger) (*docker.Runtime, error) {
 	return docker.New(docker.Settings{
 		Installation: id, Image: cfg.Image, Host: cfg.EngineHost, Reach: docker.Reach(cfg.Reach), Runtime: cfg.ContainerClass,
 		Memory: int64(cfg.Memory), CPUs: cfg.CPUs, Pids: cfg.PIDs, NoFile: cfg.NoFile,
-		TmpSize: int64(cfg.TmpSize), LogMaxSize: int64(cfg.LogSize), LogMaxFiles: cfg.LogFiles,
+		TmpSize: int64(cfg.TmpSize), RunSize: int64(cfg.RunSize), LogMaxSize: int64(cfg.LogSize), LogMaxFiles: cfg.LogFiles,
 	}, log)
 }
 

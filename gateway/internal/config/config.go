@@ -40,6 +40,7 @@ type Config struct {
 	PIDs           int64   `env:"SANDBOX_PIDS" envDefault:"1024"`
 	NoFile         int64   `env:"SANDBOX_NOFILE" envDefault:"16384"`
 	TmpSize        Bytes   `env:"SANDBOX_TMP_SIZE" envDefault:"1GiB"`
+	RunSize        Bytes   `env:"SANDBOX_RUN_SIZE" envDefault:"64MiB"`
 	LogSize        Bytes   `env:"SANDBOX_LOG_SIZE" envDefault:"10MiB"`
 	LogFiles       int     `env:"SANDBOX_LOG_FILES" envDefault:"2"`
 
@@ -211,7 +212,7 @@ func (c *Config) Validate() error {
 		say("SANDBOX_CPUS", "a number above 0", "2")
 	}
 	for variable, n := range map[string]int64{
-		"SANDBOX_PIDS": c.PIDs, "SANDBOX_NOFILE": c.NoFile, "SANDBOX_TMP_SIZE": int64(c.TmpSize), "SANDBOX_LOG_SIZE": int64(c.LogSize),
+		"SANDBOX_PIDS": c.PIDs, "SANDBOX_NOFILE": c.NoFile, "SANDBOX_TMP_SIZE": int64(c.TmpSize), "SANDBOX_RUN_SIZE": int64(c.RunSize), "SANDBOX_LOG_SIZE": int64(c.LogSize),
 		"SANDBOX_LOG_FILES": int64(c.LogFiles), "BOOT_CONCURRENCY": int64(c.BootConcurrency), "MAX_HELD": int64(c.MaxHeld), "MAX_UPLOAD": int64(c.MaxUpload),
 		"GUEST_TIMEOUT": int64(c.GuestTimeout), "BOOT_TIMEOUT": int64(c.BootTimeout), "CLONE_TIMEOUT": int64(c.CloneTimeout), "HOLD_TIMEOUT": int64(c.HoldTimeout),
 		"MESSAGE_TIMEOUT": int64(c.MessageTimeout), "EXEC_TIMEOUT": int64(c.ExecTimeout), "DRAIN_TIMEOUT": int64(c.DrainTimeout),

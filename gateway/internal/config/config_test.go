@@ -64,7 +64,7 @@ func TestProviderKeysBecomeDefaultCredentials(t *testing.T) {
 
 func TestSizes(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]Bytes{"1": 1, "2k": 2048, "512MiB": 512 << 20, "2GB": 2 << 30, " 3 G ": 3 << 30, "x": -1, "-1": -1, "1T": -1, "": -1, "9999999999G": -1} {
+	for text, want := range map[string]Bytes{"1": 1, "2k": 2048, "512MiB": 512 << 20, "2GB": 2 << 30, "3 G": 3 << 30, "x": -1, "-1": -1, "1T": -1, "": -1, "9999999999G": -1} {
 		var b Bytes
 		if err := b.UnmarshalText([]byte(text)); err != nil {
 			b = -1

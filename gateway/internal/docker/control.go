@@ -203,7 +203,7 @@ func (r *Runtime) start(ctx context.Context, id string) (lifecycle.Container, er
 		case c.OOMKilled:
 			return sandbox.Errorf(sandbox.CodeOutOfMemory, "the sandbox ran out of memory as it started; raise the sandboxes' memory limit")
 		default:
-			return sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox's first process ended at once with exit code %d; its log says why", c.ExitCode)
+			return sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox's first process ended at once with exit code %d; its log (docker logs) says why", c.ExitCode)
 		}
 	})
 	return c, err
@@ -258,7 +258,7 @@ func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.Stat
 			return nil
 		case from:
 		default:
-			return sandbox.Errorf(sandbox.CodeConflict, "the sandbox's container is %s, so it cannot be made %s", now, to)
+			return sandbox.Errorf(sandbox.CodeConflict, "the sandbox's container is %s, so it cannot be made %s; start it first", now, to)
 		}
 		if to == lifecycle.ContainerPaused {
 			return e.cli.ContainerPause(ctx, id)

@@ -135,7 +135,8 @@ func (r *Runtime) ensureVolume(ctx context.Context, e *engine, name string) (fre
 		return false, err
 	}
 	if !r.ours(v.Labels) {
-		return false, sandbox.Errorf(sandbox.CodeNameTaken, "a volume with the name of the sandbox's exists already and is not this gateway's")
+		return false, sandbox.Errorf(sandbox.CodeNameTaken,
+			"a volume named %s exists already and is not this gateway's; remove it (docker volume rm) or rename it, and try again", name)
 	}
 	return fresh, nil
 }

@@ -67,7 +67,7 @@ func (r *Runtime) explain(ctx context.Context, s step, err error) error {
 	case errdefs.IsNotFound(err) && mentions(said, "no such container", "no such volume", "no such network"):
 		return fmt.Errorf("asking the container engine to %s: %w", s.doing, lifecycle.ErrNoContainer)
 	case errdefs.IsConflict(err) && mentions(said, "is already in use by container"):
-		return sandbox.Errorf(sandbox.CodeNameTaken, "a container with the sandbox's name exists already").WithCause(err)
+		return sandbox.Errorf(sandbox.CodeNameTaken, "a container with the sandbox's name exists already; if it is not another sandbox of yours, remove it (docker rm) and try again").WithCause(err)
 	case errdefs.IsConflict(err):
 		return sandbox.Errorf(sandbox.CodeConflict,
 			"the container engine could not %s in the state that it is in; try again", s.doing).WithCause(err)

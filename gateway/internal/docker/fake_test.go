@@ -124,7 +124,8 @@ func socketDir(t *testing.T) string {
 
 func fakeRuntime(t *testing.T, host string, change ...func(*Settings)) *Runtime {
 	t.Helper()
-	set := Settings{Installation: "fake", Image: "img:1", Host: host}
+	set := limits("fake", "img:1")
+	set.Host = host
 	for _, f := range change {
 		f(&set)
 	}
@@ -350,7 +351,7 @@ func TestTheSameRuntimeWorksAfterTheEngineCameAndChanged(t *testing.T) {
 }
 
 func TestSettingsThatCannotWorkAreRefusedWithASentence(t *testing.T) {
-	good := Settings{Installation: "a1", Image: "i"}
+	good := limits("a1", "i")
 	tests := map[string]struct {
 		change func(*Settings)
 		want   string
@@ -359,7 +360,15 @@ func TestSettingsThatCannotWorkAreRefusedWithASentence(t *testing.T) {
 		"a dash":                 {func(s *Settings) { s.Installation = "a-b" }, "installation id"},
 		"no image":               {func(s *Settings) { s.Image = "" }, "image"},
 		"too little memory":      {func(s *Settings) { s.Memory = 1 }, "memory"},
+		"no memory":              {func(s *Settings) { s.Memory = 0 }, "memory"},
 		"too little CPU":         {func(s *Settings) { s.CPUs = -1 }, "CPU"},
+		"no CPU":                 {func(s *Settings) { s.CPUs = 0 }, "CPU"},
+		"no pids limit":          {func(s *Settings) { s.Pids = 0 }, "processes"},
+		"no file limit":          {func(s *Settings) { s.NoFile = 0 }, "open files"},
+		"no /tmp":                {func(s *Settings) { s.TmpSize = 0 }, "/tmp"},
+		"no /run":                {func(s *Settings) { s.RunSize = 0 }, "/run"},
+		"no log":                 {func(s *Settings) { s.LogMaxSize = 0 }, "size of a log"},
+		"no log files":           {func(s *Settings) { s.LogMaxFiles = 0 }, "number of log"},
 		"a negative pids limit":  {func(s *Settings) { s.Pids = -1 }, "processes"},
 		"a negative file limit":  {func(s *Settings) { s.NoFile = -1 }, "open files"},
 		"a negative /tmp":        {func(s *Settings) { s.TmpSize = -1 }, "/tmp"},
@@ -384,7 +393,7 @@ func TestSettingsThatCannotWorkAreRefusedWithASentence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.set.Network != "agentpod-a1" || r.set.Memory != 2<<30 || r.set.Reach != ReachAuto {
+	if r.set.Network != "agentpod-a1" || r.set.Reach != ReachAuto || r.set.CallTimeout <= 0 || r.set.SlowTimeout <= 0 {
 		t.Errorf("defaults: %+v", r.set)
 	}
 }

@@ -161,17 +161,22 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), nil))
 }
 
+const mebibyte = 1 << 20
+
+// limits are settings with every limit that is required.
+func limits(installation, image string) Settings {
+	return Settings{
+		Installation: installation, Image: image,
+		Memory: 64 * mebibyte, CPUs: 1, Pids: 1024, NoFile: 16384,
+		TmpSize: 8 * mebibyte, RunSize: 16 * mebibyte, LogMaxSize: 10 * mebibyte, LogMaxFiles: 2,
+	}
+}
+
 // newRuntime returns a Runtime with an installation of its own on the real
 // engine; everything that it makes is removed when the test ends.
 func newRuntime(t testing.TB, change ...func(*Settings)) *Runtime {
 	t.Helper()
-	set := Settings{
-		Installation: world.run + strings.ToLower(rand.Text()[:8]),
-		Image:        world.image,
-		Memory:       64 * mebibyte,
-		CPUs:         1,
-		TmpSize:      8 * mebibyte,
-	}
+	set := limits(world.run+strings.ToLower(rand.Text()[:8]), world.image)
 	for _, f := range change {
 		f(&set)
 	}

@@ -2,7 +2,6 @@ package docker
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -134,7 +133,7 @@ func (r *Runtime) findNetworks(ctx context.Context, e *engine) ([]dockernet.Summ
 	for _, n := range list {
 		if !r.ours(n.Labels) {
 			return nil, sandbox.Errorf(sandbox.CodeNameTaken,
-				"a network named %s exists and is not this gateway's; remove it, or choose another name", r.set.Network)
+				"a network named %s exists and is not this gateway's; remove it (docker network rm) and try again", r.set.Network)
 		}
 	}
 	slices.SortFunc(list, func(a, b dockernet.Summary) int {
@@ -181,7 +180,8 @@ func gatewayOf(n dockernet.Summary) (netip.Addr, error) {
 			return ip, nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("the network %s has no IPv4 gateway", n.Name)
+	return netip.Addr{}, sandbox.Errorf(sandbox.CodeConflict,
+		"the network %s has no IPv4 gateway; remove it (docker network rm), and it is made again as it must be", n.Name)
 }
 
 // bridgeName is the host's interface behind a bridge network.

@@ -70,8 +70,10 @@ func waitFor(ctx context.Context, e *engine, id string, until container.WaitCond
 // Events calls fn for each event of the installation's containers until the
 // context ends (nil) or the engine goes away (error). Events from the moment
 // it asked are delivered, so nothing between that and subscribed is missed;
-// one may be told of something that a list had shown already. fn must be quick:
-// an engine drops events that are not taken.
+// one may be told of something that a list had shown already.
+//
+// fn must be quick, and must not call the engine or wait for anything that does:
+// it holds up the stream, and an engine drops the events that are not taken.
 func (r *Runtime) Events(ctx context.Context, subscribed func(), fn func(lifecycle.Event)) error {
 	s := step{doing: "report events", code: sandbox.CodeEngineAway}
 	e, err := r.connect(ctx)

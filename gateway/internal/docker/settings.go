@@ -23,8 +23,9 @@ const (
 	ReachPublished Reach = "published"
 )
 
-// Settings are what every container of an installation has in common. A zero
-// field but Installation and Image means its default.
+// Settings are what every container of an installation has in common. The
+// installation, the image and the limits, from Memory to LogMaxFiles, are
+// required; a zero field of the others means its default.
 type Settings struct {
 	// Installation tells the containers, volumes and networks of one gateway
 	// from those of another on the same engine: 1 to 32 lower-case letters and
@@ -39,22 +40,22 @@ type Settings struct {
 	// Network is the name of the installation's bridge network, by default
 	// "agentpod-" and the installation.
 	Network string
-	// Memory is the limit of memory and swap together, in bytes; 2 GiB.
+	// Memory is the limit of memory and swap together, in bytes.
 	Memory int64
 	// CPUs is how many processors a sandbox may use, at most as many as the
-	// engine has; 2.
+	// engine has.
 	CPUs float64
-	// Pids bounds processes and threads; 1024.
+	// Pids bounds processes and threads.
 	Pids int64
-	// NoFile bounds the open files of a process; 16384. An engine without the
-	// right to raise limits cannot give more than it has itself.
+	// NoFile bounds the open files of a process. An engine without the right to
+	// raise limits cannot give more than it has itself.
 	NoFile int64
-	// TmpSize and RunSize are the sizes of the tmpfs on /tmp and /run in bytes;
-	// 512 MiB and 16 MiB. What lies in them counts as memory.
+	// TmpSize and RunSize are the sizes of the tmpfs on /tmp and /run in bytes.
+	// What lies in them counts as memory.
 	TmpSize int64
 	RunSize int64
 	// LogMaxSize is the size in bytes of one log file of a container and
-	// LogMaxFiles how many are kept; 10 MiB and 2.
+	// LogMaxFiles how many are kept.
 	LogMaxSize  int64
 	LogMaxFiles int
 	// Runtime is the engine's runtime class (runc, runsc); empty means the
@@ -69,25 +70,13 @@ type Settings struct {
 	SlowTimeout time.Duration
 }
 
-const (
-	mebibyte = 1 << 20
-
-	// minMemory is what the engine itself asks for.
-	minMemory = 6 * mebibyte
-)
+// minMemory is what the engine itself asks for.
+const minMemory = 6 << 20
 
 var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 
 func (s Settings) withDefaults() Settings {
 	orDefault(&s.Network, "agentpod-"+s.Installation)
-	orDefault(&s.Memory, 2048*mebibyte)
-	orDefault(&s.CPUs, 2)
-	orDefault(&s.Pids, 1024)
-	orDefault(&s.NoFile, 16384)
-	orDefault(&s.TmpSize, 512*mebibyte)
-	orDefault(&s.RunSize, 16*mebibyte)
-	orDefault(&s.LogMaxSize, 10*mebibyte)
-	orDefault(&s.LogMaxFiles, 2)
 	orDefault(&s.Reach, ReachAuto)
 	orDefault(&s.CallTimeout, 30*time.Second)
 	orDefault(&s.SlowTimeout, time.Minute)
@@ -113,10 +102,12 @@ func (s Settings) validate() error {
 	complain(s.Image == "", "the sandbox image has no name")
 	complain(s.Memory < minMemory, "the memory limit of %d bytes is below the engine's minimum of %d", s.Memory, minMemory)
 	complain(s.CPUs < 0.01, "the CPU limit %g is below the engine's minimum of 0.01", s.CPUs)
-	complain(s.Pids < 1, "the limit of processes must be positive, not %d", s.Pids)
-	complain(s.NoFile < 1, "the limit of open files must be positive, not %d", s.NoFile)
-	complain(s.TmpSize < 1 || s.RunSize < 1, "the sizes of /tmp and /run must be positive")
-	complain(s.LogMaxSize < 1 || s.LogMaxFiles < 1, "the size and number of log files must be positive")
+	complain(s.Pids < 1, "the limit of processes must be set and positive, not %d", s.Pids)
+	complain(s.NoFile < 1, "the limit of open files must be set and positive, not %d", s.NoFile)
+	complain(s.TmpSize < 1, "the size of /tmp must be set and positive, not %d", s.TmpSize)
+	complain(s.RunSize < 1, "the size of /run must be set and positive, not %d", s.RunSize)
+	complain(s.LogMaxSize < 1, "the size of a log file must be set and positive, not %d", s.LogMaxSize)
+	complain(s.LogMaxFiles < 1, "the number of log files must be set and positive, not %d", s.LogMaxFiles)
 	complain(s.CallTimeout < 0 || s.SlowTimeout < 0, "the timeouts of engine calls must be positive")
 	switch s.Reach {
 	case ReachAuto, ReachDirect, ReachPublished:

@@ -133,11 +133,23 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r, began := c.Request(), time.Now()
 		id := uuid.NewString()
+		// A deadline of the request before must not outlive it on the connection.
+		control := http.NewResponseController(c.Response())
+		_ = control.SetWriteDeadline(time.Time{})
 		h := c.Response().Header()
 		h.Set(requestIDHeader, id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
-		err := a.admit(c)
+		// Who is not let in must not hold a connection either: what it sends is
+		// read, before it gets its answer, for this long at the most.
+		_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
+		stranger, err := a.admit(c)
+		switch {
+		case err != nil:
+			h.Set("Connection", "close")
+		case !stranger:
+			_ = control.SetReadDeadline(time.Time{})
+		}
 		if err == nil {
 			err = next(c)
 		}
@@ -150,24 +162,29 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-func (a *API) admit(c echo.Context) error {
+// strangerTimeout bounds the body of a request without a good token.
+const strangerTimeout = 10 * time.Second
+
+// admit says whether a request may go on, and whether its sender is a stranger:
+// health is for everybody.
+func (a *API) admit(c echo.Context) (stranger bool, err error) {
 	r := c.Request()
 	if !a.settings.Hosts.Allow(r.Host) {
-		return sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
+		return true, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
 	}
 	if err := sandbox.CheckPath(rawPath(r)); err != nil {
-		return err
+		return true, err
 	}
 	if r.URL.Path == "/health" {
-		return nil
+		return true, nil
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	sum := sha256.Sum256([]byte(strings.TrimSpace(token)))
 	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], a.token[:]) != 1 {
 		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="agentpod"`)
-		return sandbox.Errorf(sandbox.CodeUnauthorized, "give the gateway's token as Authorization: Bearer TOKEN")
+		return true, sandbox.Errorf(sandbox.CodeUnauthorized, "give the gateway's token as Authorization: Bearer TOKEN")
 	}
-	return nil
+	return false, nil
 }
 
 // rawPath is the path as it stood in the request line.
@@ -181,6 +198,13 @@ func rawPath(r *http.Request) string {
 
 // fail puts an error on the wire, if nothing is there yet.
 func (a *API) fail(err error, c echo.Context) {
+	if c.Request().Context().Err() != nil {
+		if a.streams.Err() == nil {
+			a.Log.Debug("the caller left", "requestId", c.Response().Header().Get(requestIDHeader), "error", err)
+			return
+		}
+		err = lifecycle.ErrClosing // the drain cut the request, not its caller
+	}
 	e := a.explain(err)
 	status := e.Code.Status()
 	attrs := []any{

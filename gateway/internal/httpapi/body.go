@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -17,10 +18,18 @@ const (
 	maxSmallBody  = 1 << 20
 )
 
+// bodyTimeout bounds the reading of a JSON body.
+const bodyTimeout = time.Minute
+
 // decode reads a JSON object of at most limit bytes. Unknown fields are
 // ignored, as the contract says. An empty body is an error unless optional.
 func decode(c echo.Context, limit int64, optional bool, into any) error {
 	r := c.Request()
+	// Who sends slower than this has no honest reason. Ignored where the
+	// connection cannot do it, as in tests.
+	control := http.NewResponseController(c.Response())
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	body := http.MaxBytesReader(c.Response(), r.Body, limit)
 	raw, err := io.ReadAll(body)
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -45,10 +54,9 @@ func decode(c echo.Context, limit int64, optional bool, into any) error {
 // hold a secret.
 func jsonFault(err error) string {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
-		return "the field " + e.Field + " of the request body must be a " + e.Type.String()
+		return "the field " + e.Field + " of the request body is a JSON " + e.Value + ", which it must not be; GET /openapi.yaml has the shapes"
 	}
-	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
-		_ = e
+	if _, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return "the request body is not valid JSON"
 	}
 	return "the request body is not a JSON object of the expected shape"

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,11 +17,13 @@ import (
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// maxExecOutput caps each of a command's outputs, in bytes.
-const maxExecOutput = 4 << 20
+// maxExecOutput caps each of a command's outputs, in bytes: an answer that is
+// not streamed is kept in memory, several times over as JSON.
+const maxExecOutput = 1 << 20
 
 func (a *API) exec(c echo.Context) error {
 	var req sandbox.ExecRequest
@@ -30,10 +33,10 @@ func (a *API) exec(c echo.Context) error {
 	if len(req.Command) == 0 || req.Command[0] == "" {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, `command must be a list with a program and its arguments, such as ["git","status"]`)
 	}
-	timeout := time.Duration(req.TimeoutMs) * time.Millisecond
-	if timeout < 0 || timeout > a.settings.ExecTimeout {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "timeoutMs must be from 0 to %d (EXEC_TIMEOUT)", a.settings.ExecTimeout.Milliseconds())
+	if most := a.settings.ExecTimeout.Milliseconds(); req.TimeoutMs < 0 || req.TimeoutMs > most {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "timeoutMs must be from 0 to %d (EXEC_TIMEOUT)", most)
 	}
+	timeout := time.Duration(req.TimeoutMs) * time.Millisecond
 	if timeout == 0 {
 		timeout = a.settings.ExecTimeout
 	}
@@ -50,24 +53,10 @@ func (a *API) exec(c echo.Context) error {
 	if strings.Contains(c.Request().Header.Get("Accept"), "text/event-stream") {
 		return a.execStream(ctx, c, h, guestReq)
 	}
-	var stdout, stderr strings.Builder
-	var resp sandbox.ExecResponse
-	err = h.Guest.Exec(ctx, guestReq, func(e guest.ExecEvent) error {
-		switch e.Type {
-		case "stdout":
-			stdout.Write(e.Data)
-		case "stderr":
-			stderr.Write(e.Data)
-		case "exit":
-			resp.ExitCode, resp.Truncated, resp.TimedOut = e.ExitCode, e.Truncated, e.TimedOut
-			stderr.WriteString(e.Error)
-		}
-		return nil
-	})
+	resp, err := h.Guest.Run(ctx, guestReq)
 	if err != nil {
 		return a.explainGuest(ctx, h, err)
 	}
-	resp.Stdout, resp.Stderr = strings.ToValidUTF8(stdout.String(), "�"), strings.ToValidUTF8(stderr.String(), "�")
 	return c.JSON(http.StatusOK, resp)
 }
 
@@ -91,7 +80,7 @@ func (a *API) execStream(ctx context.Context, c echo.Context, h lifecycle.Handle
 		return nil
 	}
 	err := h.Guest.Exec(ctx, req, func(e guest.ExecEvent) error {
-		if e.Type == "exit" {
+		if e.Type == guest.EventExit {
 			return send("exit", map[string]any{
 				"exitCode": e.ExitCode, "truncated": e.Truncated, "timedOut": e.TimedOut, "error": e.Error,
 			})
@@ -109,13 +98,17 @@ func (a *API) execStream(ctx context.Context, c echo.Context, h lifecycle.Handle
 	return err
 }
 
-// within is the request's context, ended with the sandbox, the drain, or the limit.
+// within is the request's context, ended with the sandbox, the gateway, or the
+// limit. A client that does not read is ended with it: a write to it would wait
+// for ever.
 func (a *API) within(c echo.Context, h lifecycle.Handle, limit time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(c.Request().Context())
 	stopLife := context.AfterFunc(h.Life, func() { cancel(context.Cause(h.Life)) })
 	stopTurns := context.AfterFunc(a.turnsCtx, func() { cancel(context.Cause(a.turnsCtx)) })
 	ctx, cancelLimit := context.WithTimeout(ctx, limit)
+	stopWrites := endWrites(ctx, c)
 	return ctx, func() {
+		stopWrites()
 		cancelLimit()
 		stopLife()
 		stopTurns()
@@ -123,9 +116,19 @@ func (a *API) within(c echo.Context, h lifecycle.Handle, limit time.Duration) (c
 	}
 }
 
+// endWrites lets a write under way fail a moment after ctx has ended, which
+// leaves time for an answer that says why.
+func endWrites(ctx context.Context, c echo.Context) (stop func() bool) {
+	control := http.NewResponseController(c.Response())
+	return context.AfterFunc(ctx, func() { _ = control.SetWriteDeadline(time.Now().Add(time.Second)) })
+}
+
 // explainGuest says why a call to sandboxd failed: because the sandbox ended,
 // if it did.
 func (a *API) explainGuest(ctx context.Context, h lifecycle.Handle, err error) error {
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return sandbox.Errorf(sandbox.CodeTooLarge, "a file may have at most %d bytes (MAX_UPLOAD)", tooLarge.Limit)
+	}
 	if h.Life.Err() != nil {
 		return context.Cause(h.Life) //nolint:contextcheck // why the sandbox ended, not the request
 	}
@@ -205,8 +208,8 @@ func (a *API) writeFile(c echo.Context) error {
 	mode := fs.FileMode(0)
 	if s := c.QueryParam("mode"); s != "" {
 		n, err := strconv.ParseUint(s, 8, 32)
-		if err != nil || n > 0o7777 {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "mode must be octal, such as 0644")
+		if err != nil || n == 0 || n > 0o777 {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "mode must be octal permission bits from 0001 to 0777, such as 0644")
 		}
 		mode = fs.FileMode(n)
 	}
@@ -266,52 +269,39 @@ func (a *API) logs(c echo.Context) error {
 	ctx, cancel := context.WithCancelCause(c.Request().Context())
 	defer cancel(nil)
 	defer context.AfterFunc(a.streams, func() { cancel(context.Cause(a.streams)) })()
+	defer endWrites(ctx, c)()
 	r, err := a.Manager.Logs(ctx, c.Param("id"), lifecycle.LogOptions{Tail: tail, Follow: follow})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = r.Close() }()
 	if !follow {
+		stop := context.AfterFunc(ctx, func() { _ = r.Close() })
+		defer stop()
 		raw, err := io.ReadAll(io.LimitReader(r, maxLogBytes))
 		if err != nil {
 			return fmt.Errorf("reading the logs: %w", err)
 		}
-		return c.JSON(http.StatusOK, sandbox.LogsResponse{Logs: printable(string(raw)), Tail: tail})
+		return c.JSON(http.StatusOK, sandbox.LogsResponse{Logs: printable.Escape(string(raw)), Tail: tail})
 	}
 	w := c.Response()
 	w.Header().Set(echo.HeaderContentType, "text/plain; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "sandbox")
 	w.WriteHeader(http.StatusOK)
 	w.Flush()
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if _, err := io.WriteString(w, printable(string(buf[:n]))); err != nil {
-				return nil // the client left
-			}
-			w.Flush()
-		}
-		if err != nil {
-			return nil // the container or the drain ended the stream
-		}
-	}
+	// It ends with the container, the drain, or a client that left: none is an error.
+	_, _ = io.Copy(flushing{printable.NewWriter(w), w}, r)
+	return nil
 }
 
-// printable shows control characters instead of sending them: what a sandbox
-// prints must not drive the terminal of who reads its logs.
-func printable(s string) string {
-	var b strings.Builder
-	b.Grow(len(s))
-	for _, r := range s {
-		switch {
-		case r == '\n' || r == '\t':
-			b.WriteRune(r)
-		case r < ' ' || r == 0x7f || 0x80 <= r && r < 0xa0:
-			fmt.Fprintf(&b, `\x%02x`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
+// flushing sends on each write at once.
+type flushing struct {
+	io.Writer
+	flusher http.Flusher
+}
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.Writer.Write(p)
+	f.flusher.Flush()
+	return n, err
 }

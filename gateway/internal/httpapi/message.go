@@ -35,7 +35,7 @@ func (a *API) message(c echo.Context) error {
 	}
 	ctx, id := c.Request().Context(), c.Param("id")
 	if len(req.Config) > 0 {
-		if err := a.Manager.Apply(ctx, id, req.Config); err != nil {
+		if _, err := a.Manager.Wake(ctx, id, req.Config); err != nil {
 			return err
 		}
 	}

@@ -27,8 +27,7 @@ func (a *API) proxy(c echo.Context) error {
 	if sandbox.HasCode(err, sandbox.CodeOpenCodeDown) {
 		// The run may have ended without the engine's event having come yet. A
 		// request that has no body can be sent again to the next run.
-		a.Manager.Verify(r.Context(), id)
-		if r.ContentLength == 0 && a.stopped(r.Context(), id) {
+		if a.Manager.Verify(r.Context(), id) && r.ContentLength == 0 {
 			err = a.forward(c, id, prefix, path, active)
 		}
 	}
@@ -36,11 +35,6 @@ func (a *API) proxy(c echo.Context) error {
 		return nil
 	}
 	return err
-}
-
-func (a *API) stopped(ctx context.Context, id string) bool {
-	info, err := a.Manager.Get(ctx, id)
-	return err == nil && info.Status == sandbox.StatusStopped
 }
 
 func (a *API) forward(c echo.Context, id, prefix, path string, active bool) error {
@@ -54,7 +48,7 @@ func (a *API) forward(c echo.Context, id, prefix, path string, active bool) erro
 		defer context.AfterFunc(a.streams, func() { cancel(context.Cause(a.streams)) })()
 	}
 	return a.Proxy.Serve(c.Response(), c.Request(), proxy.Request{
-		OpenCodeURL: h.Link.OpenCodeURL, Password: h.Password, Path: path, Prefix: prefix, Done: done, ControlPlane: true,
+		OpenCodeURL: h.Link.OpenCodeURL, Password: h.Password, Path: path, Prefix: prefix, Done: done,
 	})
 }
 

@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 
 	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -23,14 +23,15 @@ type Config struct {
 	Warnings []string
 }
 
-var safeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
-
 // ParseConfig takes the contract's config apart. Empty and null mean none.
 func ParseConfig(raw json.RawMessage) (Config, error) {
 	var c Config
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 || bytes.Equal(raw, []byte("null")) {
 		return c, nil
+	}
+	if tooDeep(raw) {
+		return c, sandbox.Errorf(sandbox.CodeInvalidRequest, "config is nested more than %d deep", maxDepth)
 	}
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(raw, &fields); err != nil {
@@ -61,6 +62,31 @@ func ParseConfig(raw json.RawMessage) (Config, error) {
 	return c, nil
 }
 
+// maxDepth bounds the nesting of a config: what is decoded and encoded again
+// can cost its depth times its size.
+const maxDepth = 64
+
+func tooDeep(raw []byte) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+			if depth > maxDepth {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}
+
 func absent(raw json.RawMessage) bool {
 	return len(raw) == 0 || bytes.Equal(bytes.TrimSpace(raw), []byte("null"))
 }
@@ -75,20 +101,13 @@ func takeFiles(c *Config, raw json.RawMessage) error {
 	}
 	seen := map[string]bool{}
 	for _, f := range files {
-		switch f.Type {
-		case "agent", "command", "tool", "plugin":
-		default:
-			c.Warnings = append(c.Warnings, fmt.Sprintf("config.files: %q skipped: unknown type %q", bound(f.Name), bound(f.Type)))
+		if !slices.Contains(guest.FileTypes(), f.Type) {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("config.files: %q skipped: unknown type %q",
+				printable.Line(f.Name, maxShown), printable.Line(f.Type, maxShown)))
 			continue
 		}
-		if !safeName.MatchString(f.Name) {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest,
-				"config.files: the name %q must be one path element of letters, digits, '.', '_' or '-' that begins with a letter or digit", bound(f.Name))
-		}
-		switch f.Extension {
-		case "md", "ts", "js":
-		default:
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "config.files: the extension of %q must be md, ts or js", f.Name)
+		if err := guest.CheckFile(f); err != nil {
+			return err
 		}
 		if seen[f.Key()] {
 			return sandbox.Errorf(sandbox.CodeInvalidRequest, "config.files: %s is there twice", f.Key())
@@ -118,8 +137,8 @@ func takeAuth(c *Config, raw json.RawMessage) error {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "config.auth must be an object of credentials by provider")
 	}
 	for _, provider := range slices.Sorted(maps.Keys(entries)) {
-		if !safeName.MatchString(provider) {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "config.auth: the provider %q must be one path element", bound(provider))
+		if err := guest.CheckProvider(provider); err != nil {
+			return err
 		}
 		var e struct {
 			Type, Key, Refresh, Access string
@@ -143,14 +162,8 @@ func takeAuth(c *Config, raw json.RawMessage) error {
 	return nil
 }
 
-// bound keeps what a caller sent short enough to be repeated to it.
-func bound(s string) string {
-	const limit = 80
-	if r := []rune(s); len(r) > limit {
-		return string(r[:limit]) + "…"
-	}
-	return s
-}
+// maxShown bounds what is repeated of what a caller sent, in bytes.
+const maxShown = 80
 
 // Empty says whether the config asks for nothing.
 func (c Config) Empty() bool {
@@ -206,7 +219,7 @@ func mergeObjects(under, over map[string]any) map[string]any {
 func (c Config) Guest() (guest.Config, error) {
 	g := guest.Config{AgentsMD: c.AgentsMD, Files: c.Files, Auth: c.Auth}
 	if len(c.OpenCode) > 0 {
-		raw, err := json.MarshalIndent(c.OpenCode, "", "  ")
+		raw, err := json.Marshal(c.OpenCode)
 		if err != nil {
 			return g, fmt.Errorf("rendering opencode.json: %w", err)
 		}

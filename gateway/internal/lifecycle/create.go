@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"path"
 	"strings"
 	"time"
@@ -105,6 +103,8 @@ func (m *Manager) Create(ctx context.Context, req sandbox.CreateRequest) (sandbo
 				return m.destroy(m.base, b) //nolint:contextcheck // a delete outlives the sandbox
 			case st == stateAbsent:
 				written, err = m.create(ctx, b, p)
+			case b.unreadable:
+				return lostError(p.id, b.lastErrorNow())
 			case owner != p.userID:
 				return sandbox.Errorf(sandbox.CodeOwnerConflict, "the id %q belongs to another owner; choose another id", p.id)
 			default:
@@ -112,11 +112,11 @@ func (m *Manager) Create(ctx context.Context, req sandbox.CreateRequest) (sandbo
 			}
 			return err
 		})
-		if again && err == nil {
-			continue
-		}
 		if err != nil {
-			return resp, err
+			return resp, err // the work may go on: what it writes is not read
+		}
+		if again {
+			continue
 		}
 		return sandbox.CreateResponse{
 			Success: true, SandboxID: p.id, Status: sandbox.StatusRunning,
@@ -167,7 +167,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	if err != nil {
 		return 0, atStep(ctx, "container", err)
 	}
-	if written, err = m.bring(ctx, b, cont, p); err != nil {
+	if written, err = m.bring(ctx, b, cont, p, release); err != nil {
 		return 0, err
 	}
 	if err := m.save(ctx, b, func(r *Record) { r.Phase, r.ContainerID = PhaseReady, cont.ID }); err != nil {
@@ -196,7 +196,7 @@ func (m *Manager) addRecord(ctx context.Context, b *box, rec Record) error {
 	defer cancel()
 	version, err := m.store.Create(ctx, rec)
 	if err != nil {
-		return sandbox.Errorf(sandbox.CodeStoreAway, "the sandbox's record could not be written").WithCause(err)
+		return storeError(err)
 	}
 	b.mu.Lock()
 	b.version = version
@@ -204,39 +204,10 @@ func (m *Manager) addRecord(ctx context.Context, b *box, rec Record) error {
 	return nil
 }
 
-// bootSlot waits for a place among those that boot at once.
-func (m *Manager) bootSlot(ctx context.Context) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Hold)
-	defer cancel()
-	select {
-	case m.boots <- struct{}{}:
-		return func() { <-m.boots }, nil
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, &sandbox.Error{
-				Code: sandbox.CodeNoCapacity, Message: "too many sandboxes boot at once; try again in a moment",
-				RetryAfter: 10 * time.Second,
-			}
-		}
-		return nil, ctx.Err()
-	}
-}
-
-// newContainer makes the container of the box's record, not started.
-func (m *Manager) newContainer(ctx context.Context, b *box) (Container, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
-	defer cancel()
-	rec := b.record()
-	return m.runtime.Create(ctx, Spec{
-		SandboxID: rec.SandboxID,
-		Volume:    rec.Volume,
-		Env:       map[string]string{guest.TokenHashEnv: tokenHash(rec.Secrets.Token)},
-	})
-}
-
 // bring starts a new container and makes it what was asked for: OpenCode boots
-// while the repository is cloned.
-func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan) (written int, err error) {
+// while the repository is cloned. The boot slot is given back as soon as OpenCode
+// is ready: a clone may take minutes.
+func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, release func()) (written int, err error) {
 	g, err := m.open(ctx, b, cont)
 	if err != nil {
 		return 0, err
@@ -245,9 +216,14 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan) (wr
 	if elsewhere && p.repo != nil {
 		// The folder may be one of the repository's: it is OpenCode's working
 		// directory, so it must be there first.
+		release()
 		if err := m.clone(ctx, g, *p.repo); err != nil {
 			return 0, atStep(ctx, "clone", err)
 		}
+		if release, err = m.bootSlot(ctx); err != nil {
+			return 0, atStep(ctx, "queue", err)
+		}
+		defer release()
 	}
 	if elsewhere {
 		if err := m.makeDirectory(ctx, g, p.directory); err != nil {
@@ -257,6 +233,7 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan) (wr
 	var applied guest.Applied
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
+		defer release()
 		applied, err = m.startOpenCode(groupCtx, b, g, p.config)
 		return atStepOrNil(ctx, "opencode", err)
 	})
@@ -279,88 +256,11 @@ func atStepOrNil(ctx context.Context, step string, err error) error {
 	return atStep(ctx, step, err)
 }
 
-// clone clones the repository into the workspace.
-func (m *Manager) clone(ctx context.Context, g *guest.Client, repo Repository) error {
-	limit := m.settings.Deadlines.Clone
-	ctx, cancel := context.WithTimeout(ctx, limit+5*time.Second)
-	defer cancel()
-	argv, env := repo.Command(guest.Workspace, m.settings.GitProtocols)
-	res, err := runCommand(ctx, g, guest.ExecRequest{Command: argv, Env: env, TimeoutMs: limit.Milliseconds()})
-	switch {
-	case err != nil:
-		return fmt.Errorf("running git: %w", err)
-	case res.TimedOut:
-		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s took longer than %s", repo.URL, limit)
-	case res.ExitCode != 0:
-		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s failed: %s", repo.URL, lastWords(repo.Redact(res.Stderr)))
-	}
-	return nil
-}
-
-func (m *Manager) makeDirectory(ctx context.Context, g *guest.Client, dir string) error {
-	res, err := runCommand(ctx, g, guest.ExecRequest{Command: []string{"mkdir", "-p", "--", dir}, WorkingDir: guest.Workspace})
-	if err != nil {
-		return fmt.Errorf("making the directory: %w", err)
-	}
-	if res.ExitCode != 0 {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the directory cannot be made: %s", lastWords(res.Stderr))
-	}
-	return nil
-}
-
-// runCommand collects the output of a command.
-func runCommand(ctx context.Context, g *guest.Client, req guest.ExecRequest) (sandbox.ExecResponse, error) {
-	var res sandbox.ExecResponse
-	var stdout, stderr strings.Builder
-	err := g.Exec(ctx, req, func(e guest.ExecEvent) error {
-		switch e.Type {
-		case "stdout":
-			stdout.Write(e.Data)
-		case "stderr":
-			stderr.Write(e.Data)
-		case "exit":
-			res.ExitCode, res.Truncated, res.TimedOut = e.ExitCode, e.Truncated, e.TimedOut
-			stderr.WriteString(e.Error)
-		}
-		return nil
-	})
-	res.Stdout, res.Stderr = stdout.String(), stderr.String()
-	return res, err
-}
-
-// lastWords is the end of what a program said, fit to be shown: printable, and
-// short enough for an error message.
-func lastWords(s string) string {
-	const limit = 2000
-	clean := strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return r
-		}
-		if r < ' ' || r == 0x7f || 0x80 <= r && r < 0xa0 {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(strings.ReplaceAll(s, "\r", "\n"), "�"))
-	clean = strings.TrimSpace(clean)
-	if len(clean) > limit {
-		clean = "…" + strings.ToValidUTF8(clean[len(clean)-limit:], "")
-	}
-	return clean
-}
-
-// createAgain is a create of a sandbox that its owner has already: it is woken,
-// the config applied, and an empty workspace filled.
+// createAgain is a create of a sandbox that its owner has already: it is brought
+// up with the config, and an empty workspace is filled.
 func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int, err error) {
-	if err := m.up(ctx, b); err != nil {
-		return 0, err
-	}
-	if !p.config.Empty() {
-		if written, err = m.applyConfig(ctx, b, p.config, p.rawConfig); err != nil {
-			return 0, err
-		}
-	}
-	if p.repo == nil {
-		return written, nil
+	if written, err = m.up(ctx, b, given(p.config, p.rawConfig)); err != nil || p.repo == nil {
+		return written, err
 	}
 	b.mu.Lock()
 	g := b.guest
@@ -370,18 +270,9 @@ func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int,
 		return written, err
 	}
 	if err := m.clone(ctx, g, *p.repo); err != nil {
+		// Half a clone would pass for a workspace that is in use the next time.
+		m.emptyWorkspace(ctx, b, g)
 		return 0, atStep(ctx, "clone", err)
 	}
 	return written, m.save(ctx, b, func(r *Record) { r.GitURL, r.GitBranch = p.repo.URL, p.repo.Branch })
-}
-
-func workspaceEmpty(ctx context.Context, g *guest.Client) (bool, error) {
-	f, err := g.ReadFile(ctx, strings.TrimPrefix(guest.Workspace, guest.Home+"/"))
-	if err != nil {
-		return false, fmt.Errorf("listing the workspace: %w", err)
-	}
-	if f.Body != nil {
-		_ = f.Body.Close()
-	}
-	return f.Listing != nil && len(f.Listing.Entries) == 0, nil
 }

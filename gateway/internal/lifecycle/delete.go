@@ -20,7 +20,17 @@ func (m *Manager) Delete(ctx context.Context, id string) error {
 		return nil
 	}
 	b.end(ErrDeleted)
-	return m.serially(ctx, b, true, func(ctx context.Context) error { return m.destroy(ctx, b) })
+	done := make(chan error, 1)
+	m.work.Go(func() {
+		// Once asked for it is done, whether or not its caller waits for its turn.
+		done <- m.serially(m.base, b, true, func(ctx context.Context) error { return m.destroy(ctx, b) })
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return waitError(ctx)
+	}
 }
 
 // destroy removes container, volume and record, in that order, so that what is
@@ -45,8 +55,10 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
 	defer cancel()
 	if rec.Phase == PhaseReady && !unreadable {
+		// So that a restart goes on with it. A store that cannot be written must not
+		// keep anything from being deleted: that frees space.
 		if err := m.save(ctx, b, func(r *Record) { r.Phase = PhaseDeleting }); err != nil {
-			return err
+			m.log.Warn("a delete could not be noted", "sandboxId", b.id, "error", err)
 		}
 	}
 	m.links.Drop(run)

@@ -24,6 +24,7 @@ func DefaultGitProtocols() []string { return []string{"https", "ssh", "git"} }
 
 var (
 	scpLike   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[A-Za-z0-9_~/.][^\s\\]*$`)
+	gitUser   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 	gitHost   = regexp.MustCompile(`^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*)(:[0-9]{1,5})?$`)
 	gitBranch = regexp.MustCompile(`^[\pL\pN_][\pL\pN._/@+#=-]{0,254}$`)
 )
@@ -83,7 +84,7 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 	switch scheme {
 	case "ssh":
 		if user := u.User.Username(); user != "" {
-			if !safeName.MatchString(user) {
+			if !gitUser.MatchString(user) {
 				return refuse("has a user name that is not allowed")
 			}
 			u.User = url.User(user)

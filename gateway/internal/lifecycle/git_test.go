@@ -103,6 +103,9 @@ func TestConfigsAreTakenApart(t *testing.T) {
 	if len(c.Warnings) != 2 || !strings.Contains(strings.Join(c.Warnings, ""), "bogus") || !strings.Contains(strings.Join(c.Warnings, ""), "bad") {
 		t.Errorf("warnings = %q", c.Warnings)
 	}
+	if _, err := ParseConfig([]byte(`{"x":"[[[[\"[[[` + strings.Repeat("[", 100) + `","y":{"z":[1]}}`)); err != nil {
+		t.Errorf("brackets in a string count as nesting: %v", err)
+	}
 	if n := c.CountWritten([]string{"opencode.json", "AGENTS.md", "auth", "agent/helper.md", "agent/other.md"}); n != 4 {
 		t.Errorf("filesWritten = %d", n)
 	}
@@ -115,6 +118,7 @@ func TestConfigsAreTakenApart(t *testing.T) {
 		"an extension of its own": `{"files":[{"type":"tool","name":"a","extension":"sh"}]}`,
 		"a file twice":            `{"files":[{"type":"tool","name":"a","extension":"ts"},{"type":"tool","name":"a","extension":"ts"}]}`,
 		"a provider with a slash": `{"auth":{"../x":{"type":"api","key":"k"}}}`,
+		"a nesting without end":   `{"x":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`,
 		"agents_md as a number":   `{"agents_md":1}`,
 	} {
 		if _, err := ParseConfig([]byte(raw)); !sandbox.HasCode(err, sandbox.CodeInvalidRequest) {

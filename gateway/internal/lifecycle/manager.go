@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -37,7 +38,7 @@ type Links interface {
 	http.RoundTripper
 	// Register opens the path to one run; registering it again is fine. A new
 	// connection to OpenCode is used only when openCodeReady returns nil.
-	Register(c Container, openCodeReady func(context.Context) error) Link
+	Register(c Container, openCodeReady func(ctx context.Context, link Link) error) Link
 	// Drop closes the path and every connection on it, at once.
 	Drop(run Run)
 }
@@ -93,11 +94,11 @@ type Manager struct {
 	notices  Notices
 	log      *slog.Logger
 
-	base     context.Context //nolint:containedctx // the parent of work that outlives a request
-	shutdown context.CancelCauseFunc
-	work     sync.WaitGroup
-	boots    chan struct{}
-	occupied atomic.Int64
+	base      context.Context //nolint:containedctx // the parent of work that outlives a request
+	shutdown  context.CancelCauseFunc
+	work      sync.WaitGroup
+	bootSlots chan struct{}
+	occupied  atomic.Int64
 
 	mu    sync.RWMutex
 	boxes map[string]*box
@@ -122,9 +123,11 @@ type box struct {
 	lastActive time.Time
 	gone       bool // no longer in the manager's map
 	unreadable bool // the record exists and cannot be read
-	boots      int
-	bootErr    error
-	held       atomic.Int64
+	lastError  string
+	// wakes counts the tries to bring it up; wakeErr is how the last one ended.
+	wakes   int
+	wakeErr error
+	held    atomic.Int64
 }
 
 // New makes a Manager. Start must be called before it serves.
@@ -133,8 +136,8 @@ func New(settings Settings, runtime Runtime, store Store, links Links, notices N
 	return &Manager{
 		settings: settings, runtime: runtime, store: store, links: links, notices: notices, log: log,
 		base: base, shutdown: shutdown,
-		boots: make(chan struct{}, max(1, settings.BootConcurrency)),
-		boxes: map[string]*box{},
+		bootSlots: make(chan struct{}, max(1, settings.BootConcurrency)),
+		boxes:     map[string]*box{},
 	}
 }
 
@@ -307,7 +310,7 @@ func waitError(ctx context.Context) error {
 		return e
 	}
 	if errors.Is(cause, context.DeadlineExceeded) {
-		return &sandbox.Error{Code: sandbox.CodeDeadline, Message: "the sandbox was not ready in time; it goes on in the background, try again", RetryAfter: sandbox.DefaultRetryAfter, Cause: cause}
+		return &sandbox.Error{Code: sandbox.CodeDeadline, Message: "the work on the sandbox took too long to wait for; it goes on in the background, try again", RetryAfter: sandbox.DefaultRetryAfter, Cause: cause}
 	}
 	return cause
 }
@@ -323,7 +326,7 @@ func atStep(ctx context.Context, step string, err error) error {
 		return &clone
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return sandbox.Errorf(sandbox.CodeDeadline, "step %s took too long", step).WithCause(err)
+		return sandbox.Errorf(sandbox.CodeDeadline, "step %s took too long; try again, and see the timeouts in the README if it stays so", step).WithCause(err)
 	}
 	return sandbox.Errorf(sandbox.CodeInternal, "step %s failed; the gateway's log has the cause", step).WithCause(err)
 }
@@ -335,22 +338,60 @@ func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error 
 	b.mu.Lock()
 	rec, version := b.rec, b.version
 	b.mu.Unlock()
+	rec.LastError = b.lastErrorNow()
 	change(&rec)
 	version, err := m.store.Update(ctx, rec, version)
-	if err != nil {
-		return sandbox.Errorf(sandbox.CodeStoreAway, "the sandbox's record could not be written").WithCause(err)
+	if version != "" {
+		b.mu.Lock()
+		b.rec, b.version = rec, version
+		b.mu.Unlock()
 	}
-	b.mu.Lock()
-	b.rec, b.version = rec, version
-	b.mu.Unlock()
+	if err != nil {
+		return storeError(err)
+	}
 	return nil
 }
 
-func (m *Manager) notify(rec Record, event sandbox.Event, more map[string]any) {
-	data := map[string]any{"sandboxId": rec.SandboxID, "userId": rec.UserID, "provider": Provider}
-	for k, v := range more {
-		data[k] = v
+func storeError(cause error) error {
+	return sandbox.Errorf(sandbox.CodeStoreAway,
+		"the sandbox's record could not be written; check the free space of DATA_DIR, the gateway's log has the cause").WithCause(cause)
+}
+
+func (b *box) lastErrorNow() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lastError
+}
+
+// reason is an error as callers may read it: what is meant for the log stays
+// out of it.
+func reason(err error) string {
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		return e.Message
 	}
+	return err.Error()
+}
+
+// snapshot lists the boxes there are.
+func (m *Manager) snapshot() []*box {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Collect(maps.Values(m.boxes))
+}
+
+// trySerial takes the box's turn unless somebody has it.
+func (b *box) trySerial() (release func(), ok bool) {
+	select {
+	case b.serial <- struct{}{}:
+		return func() { <-b.serial }, true
+	default:
+		return nil, false
+	}
+}
+
+func (m *Manager) notify(rec Record, event sandbox.Event, more map[string]any) {
+	data := map[string]any{"userId": rec.UserID}
+	maps.Copy(data, more)
 	m.notices.Send(rec.SandboxID, rec.Incarnation, event, data)
 }
 
@@ -363,17 +404,25 @@ func (m *Manager) Get(ctx context.Context, id string) (sandbox.Info, error) {
 	}
 	info, g := b.info()
 	if g != nil {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if st, err := g.Status(ctx); err == nil {
+		if st, err := statusWithin(ctx, time.Second, g.Status); err == nil {
 			info.Busy, info.BusyReasons = st.Busy, st.Reasons
-			info.OpenCode = &sandbox.OpenCodeInfo{
-				State: st.OpenCode.State, Version: st.OpenCode.Version,
-				Restarts: st.OpenCode.Restarts, LastExit: st.OpenCode.LastExit,
-			}
+			info.OpenCode = openCodeInfo(st.OpenCode)
+		} else if oc, err := statusWithin(ctx, time.Second, g.OpenCode); err == nil {
+			// An OpenCode that hangs holds the whole status up, not its own state.
+			info.OpenCode = openCodeInfo(oc)
 		}
 	}
 	return info, nil
+}
+
+func statusWithin[T any](ctx context.Context, limit time.Duration, ask func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return ask(ctx)
+}
+
+func openCodeInfo(oc guest.OpenCode) *sandbox.OpenCodeInfo {
+	return &sandbox.OpenCodeInfo{State: oc.State, Version: oc.Version, Restarts: oc.Restarts, LastExit: oc.LastExit}
 }
 
 func (b *box) info() (sandbox.Info, *guest.Client) {
@@ -383,7 +432,7 @@ func (b *box) info() (sandbox.Info, *guest.Client) {
 		SandboxID: b.id, UserID: b.rec.UserID, Status: b.state.Status(), Provider: Provider,
 		HasWorkspace: b.state != stateLost && b.state != stateCreating,
 		CreatedAt:    sandbox.At(b.rec.CreatedAt), LastActiveAt: sandbox.At(b.lastActive),
-		GitURL: b.rec.GitURL, Directory: b.rec.Directory, LastError: b.rec.LastError,
+		GitURL: b.rec.GitURL, Directory: b.rec.Directory, LastError: b.lastError,
 	}
 	if b.state == stateRunning {
 		return info, b.guest
@@ -391,8 +440,8 @@ func (b *box) info() (sandbox.Info, *guest.Client) {
 	return info, nil
 }
 
-// Filter selects from the list of sandboxes; empty fields select all. Cursor is
-// the NextCursor of the page before.
+// Filter selects from the list of sandboxes; empty fields select all, and a
+// Limit of 0 means no limit. Cursor is the NextCursor of the page before.
 type Filter struct {
 	UserID string
 	Status sandbox.Status
@@ -417,7 +466,7 @@ func (m *Manager) List(f Filter) sandbox.ListResponse {
 		if info.Status == "" || f.UserID != "" && info.UserID != f.UserID || f.Status != "" && info.Status != f.Status {
 			continue
 		}
-		if len(page.Sandboxes) == f.Limit {
+		if f.Limit > 0 && len(page.Sandboxes) == f.Limit {
 			page.NextCursor = page.Sandboxes[f.Limit-1].SandboxID
 			break
 		}

@@ -42,7 +42,7 @@ func until(t *testing.T, what string, condition func() bool) {
 
 func TestWhateverStepOfACreateFailsNothingIsLeftBehind(t *testing.T) {
 	t.Parallel()
-	for _, step := range []string{"store.Create", "Create", "Start", guest.RouteStatus, guest.RouteStart, guest.RouteExec, "store.Update"} {
+	for _, step := range []string{"store.Create", "Create", "Start", guest.RouteOpenCode, guest.RouteStart, guest.RouteExec, "store.Update"} {
 		t.Run("at "+step, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
@@ -225,7 +225,7 @@ func TestRequestsForAStoppedSandboxShareOneStart(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
 	w.mustCreate(m, "a")
-	w.kill("a", 137)
+	w.die(m, "a", 137)
 	until(t, "the death is noticed", func() bool {
 		info, err := m.Get(t.Context(), "a")
 		return err == nil && info.Status == sandbox.StatusStopped && strings.Contains(info.LastError, "137")
@@ -255,7 +255,7 @@ func TestRequestsThatWaitShareOneFailure(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager(func(s *Settings) { s.MaxHeld = 3 })
 	w.mustCreate(m, "a")
-	w.kill("a", 1)
+	w.die(m, "a", 1)
 	entered, release := w.hold("Start")
 	w.setFail("Start", errInjected)
 	results := make(chan error, 4)
@@ -513,5 +513,183 @@ func TestShutdownEndsWhatWaits(t *testing.T) {
 	}
 	if left := w.left(); left != "" {
 		t.Errorf("left behind: %s", left)
+	}
+}
+
+func TestAConfigThatIsBrokenCanBeReplaced(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.die(m, "a", 1)
+	w.setFail(guest.RouteStart, sandbox.Errorf(sandbox.CodeConfigRejected, "what is on record is broken"))
+	if _, err := m.Wake(t.Context(), "a", nil); !sandbox.HasCode(err, sandbox.CodeConfigRejected) {
+		t.Fatalf("wake with the broken one: %v", err)
+	}
+	w.acceptConfig(`"model": "good/one"`)
+	resp, err := m.Wake(t.Context(), "a", []byte(`{"model":"good/one"}`))
+	if err != nil || resp.FilesWritten != 1 {
+		t.Fatalf("wake with a good one: %+v, %v", resp, err)
+	}
+	if got := string(w.records["a"].Record.Secrets.Config); got != `{"model":"good/one"}` {
+		t.Errorf("record has %s", got)
+	}
+}
+
+func TestAWakeThatFailsLeavesNothingRunning(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) { s.MaxRunning = 1 })
+	w.mustCreate(m, "a")
+	w.die(m, "a", 1)
+	w.setFail(guest.RouteStart, errInjected)
+	if _, err := m.Use(t.Context(), "a", true); err == nil {
+		t.Fatal("no error")
+	}
+	m.reconcile(t.Context())
+	info, err := m.Get(t.Context(), "a")
+	if err != nil || info.Status != sandbox.StatusStopped || w.count("Stop") == 0 {
+		t.Errorf("%+v, %v, stopped %d times", info, err, w.count("Stop"))
+	}
+	if strings.Contains(info.LastError, "guest_failed") || info.LastError == "" {
+		t.Errorf("lastError = %q, want the sentence alone", info.LastError)
+	}
+	w.setFail(guest.RouteStart, nil)
+	if _, err := m.Use(t.Context(), "a", true); err != nil {
+		t.Fatal(err)
+	}
+	if info, _ := m.Get(t.Context(), "a"); info.LastError != "" {
+		t.Errorf("lastError stays: %q", info.LastError)
+	}
+}
+
+func TestADeleteWhoseCallerLeftIsFinished(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	b := m.find("a")
+	release, ok := b.trySerial()
+	if !ok {
+		t.Fatal("somebody is at it")
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	deleted := make(chan error, 1)
+	go func() { deleted <- m.Delete(ctx, "a") }()
+	<-b.life.Done()
+	leave()
+	if err := <-deleted; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller got %v", err)
+	}
+	release()
+	until(t, "it is deleted all the same", func() bool { return w.left() == "" })
+}
+
+func TestACloneThatTakesLongKeepsNobodyFromBooting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) { s.BootConcurrency = 1 })
+	for name, directory := range map[string]string{"beside": "", "before": "sub"} {
+		entered, release := w.hold(guest.RouteExec)
+		slow := request("slow-" + name)
+		slow.GitURL, slow.Directory = "https://example.test/r.git", directory
+		created := make(chan error, 1)
+		go func() {
+			_, err := m.Create(t.Context(), slow)
+			created <- err
+		}()
+		<-entered
+		w.mustCreate(m, "quick-"+name)
+		release()
+		if err := <-created; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAWriteThatLandedThoughItFailedDoesNotBlockTheNext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.setFail("store.Update landed", errors.New("the folder could not be synced"))
+	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/y"}`)); !sandbox.HasCode(err, sandbox.CodeStoreAway) {
+		t.Fatalf("wake: %v", err)
+	}
+	w.setFail("store.Update landed", nil)
+	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/z"}`)); err != nil {
+		t.Errorf("the next one: %v", err)
+	}
+}
+
+func TestAStoreThatCannotBeWrittenKeepsNothingFromBeingDeleted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.setFail("store.Update", errors.New("no space left"))
+	if err := m.Delete(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.left(); left != "" {
+		t.Errorf("left behind: %s", left)
+	}
+}
+
+func TestADeleteDuringAWakeIsNoFailure(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.die(m, "a", 1)
+	entered, release := w.hold(guest.RouteStart)
+	defer release()
+	woken := make(chan error, 1)
+	go func() {
+		_, err := m.Use(t.Context(), "a", true)
+		woken <- err
+	}()
+	<-entered
+	if err := m.Delete(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-woken; !sandbox.HasCode(err, sandbox.CodeSandboxDeleted) {
+		t.Errorf("who waited got %v", err)
+	}
+	if slices.Contains(w.told(), "sandbox.error a") {
+		t.Errorf("notices: %v", w.told())
+	}
+}
+
+func TestAVolumeRemovedBehindOurBackIsNoticed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mu.Lock()
+	clear(w.containers)
+	clear(w.volumes)
+	w.mu.Unlock()
+	m.reconcile(t.Context()) // notices the container
+	m.reconcile(t.Context()) // and then the volume
+	info, err := m.Get(t.Context(), "a")
+	if err != nil || info.Status != sandbox.StatusError || info.HasWorkspace {
+		t.Errorf("%+v, %v", info, err)
+	}
+}
+
+func TestACloneThatFailsInAWorkspaceThatWasEmptyLeavesItEmpty(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.execReply.ExitCode = 137
+	req := request("a")
+	req.GitURL = "https://example.test/r.git"
+	if _, err := m.Create(t.Context(), req); !sandbox.HasCode(err, sandbox.CodeCloneFailed) {
+		t.Fatalf("create: %v", err)
+	}
+	if n := len(w.execs); n != 2 || w.execs[1].Command[0] != "find" {
+		t.Errorf("commands: %+v", w.execs)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -22,19 +23,26 @@ func (m *Manager) load(ctx context.Context) error {
 	defer m.mu.Unlock()
 	for _, s := range listing.Stored {
 		b := m.newBox(s.Record.SandboxID)
-		b.rec, b.version, b.lastActive = s.Record, s.Version, s.Record.LastActiveAt
-		b.state = stateStopped
+		b.rec, b.version = s.Record, s.Version
+		b.lastActive, b.lastError = s.Record.LastActiveAt, s.Record.LastError
+		next := stateStopped
 		if s.Record.Phase != PhaseReady {
 			// A create that never answered, or a delete that was interrupted.
-			b.state = stateDeleting
+			next = stateDeleting
 			b.end(ErrDeleted)
+		}
+		if err := m.become(b, next, true); err != nil {
+			return err
 		}
 	}
 	for id, why := range listing.Unreadable {
 		m.log.Error("a record cannot be read", "sandboxId", id, "error", why)
 		b := m.newBox(id)
-		b.state, b.unreadable = stateLost, true
-		b.rec = Record{SandboxID: id, LastError: "its record cannot be read: " + why.Error()}
+		b.unreadable = true
+		b.rec, b.lastError = Record{SandboxID: id}, "its record cannot be read: "+why.Error()
+		if err := m.become(b, stateLost, true); err != nil {
+			return err
+		}
 	}
 	m.log.Info("records loaded", "sandboxes", len(listing.Stored), "unreadable", len(listing.Unreadable))
 	return nil
@@ -92,15 +100,19 @@ func (m *Manager) observe(e Event) {
 		m.log.Warn("a process was killed for want of memory", "sandboxId", b.id)
 		return
 	}
-	m.verify(m.base, b)
+	m.work.Go(func() { m.verify(m.base, b) })
 }
 
 // Verify looks whether the run that a request found dead has really ended, so
-// that the next request starts the sandbox instead of failing too.
-func (m *Manager) Verify(ctx context.Context, id string) {
-	if b := m.find(id); b != nil {
-		m.verify(ctx, b)
+// that the next request starts the sandbox instead of failing too. It reports
+// whether the sandbox is stopped.
+func (m *Manager) Verify(ctx context.Context, id string) (stopped bool) {
+	b := m.find(id)
+	if b == nil {
+		return false
 	}
+	m.verify(ctx, b)
+	return b.current() == stateStopped
 }
 
 func (m *Manager) verify(ctx context.Context, b *box) {
@@ -142,20 +154,15 @@ func (m *Manager) reconcile(ctx context.Context) {
 		seen[c.ID] = true
 		m.reconcileContainer(ctx, c)
 	}
-	m.mu.RLock()
-	var vanished []*box
-	for _, b := range m.boxes {
+	for _, b := range m.snapshot() {
 		b.mu.Lock()
-		if b.state == stateRunning && !seen[b.cont.ID] {
-			vanished = append(vanished, b)
-		}
+		vanished := b.state == stateRunning && !seen[b.cont.ID]
 		b.mu.Unlock()
+		if vanished {
+			m.verify(ctx, b)
+		}
 	}
-	m.mu.RUnlock()
-	for _, b := range vanished {
-		m.verify(ctx, b)
-	}
-	m.removeOrphanVolumes(ctx)
+	m.reconcileVolumes(ctx, seen)
 }
 
 func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
@@ -169,12 +176,11 @@ func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
 	}
 	b.mu.Lock()
 	st, own := b.state, b.rec.ContainerID == c.ID
-	run := b.cont.Run()
 	b.mu.Unlock()
 	switch {
 	case st == stateStopped && own && c.State == ContainerRunning:
 		m.adopt(ctx, b, c.ID)
-	case st == stateRunning && own && (c.State != ContainerRunning || c.StartedAt != "" && c.StartedAt != run.StartedAt):
+	case st == stateRunning && own && c.State != ContainerRunning:
 		m.verify(ctx, b)
 	}
 }
@@ -182,12 +188,11 @@ func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
 // adopt takes over a container that runs already. Its sandboxd is asked at the
 // first request, which keeps the boot of a gateway with many sandboxes short.
 func (m *Manager) adopt(ctx context.Context, b *box, containerID string) {
-	select {
-	case b.serial <- struct{}{}:
-	default:
+	release, ok := b.trySerial()
+	if !ok {
 		return // an operation is on its way
 	}
-	defer func() { <-b.serial }()
+	defer release()
 	cont, err := m.runtime.Inspect(ctx, containerID)
 	if err != nil || cont.State != ContainerRunning {
 		return
@@ -204,52 +209,47 @@ func (m *Manager) adopt(ctx context.Context, b *box, containerID string) {
 	m.log.Info("adopted", "sandboxId", b.id, "containerId", containerID)
 }
 
-// finishDeletes removes what a delete, or a failed create, could not remove.
+// finishDeletes removes what a delete, or a failed create, could not remove: it
+// was interrupted, something was away, or its caller left while it waited.
 func (m *Manager) finishDeletes(ctx context.Context) {
-	m.mu.RLock()
-	var left []*box
-	for _, b := range m.boxes {
-		if b.current() == stateDeleting {
-			left = append(left, b)
+	for _, b := range m.snapshot() {
+		if b.current() != stateDeleting && !errors.Is(context.Cause(b.life), ErrDeleted) { //nolint:contextcheck // the sandbox's life, not the call's
+			continue
 		}
-	}
-	m.mu.RUnlock()
-	for _, b := range left {
-		select {
-		case b.serial <- struct{}{}:
-		default:
+		release, ok := b.trySerial()
+		if !ok {
 			continue // being deleted right now
 		}
-		if b.current() == stateDeleting {
-			if err := m.destroy(ctx, b); err != nil {
-				m.log.Warn("a delete could not be finished yet", "sandboxId", b.id, "error", err)
-			}
+		if err := m.destroy(ctx, b); err != nil {
+			m.log.Warn("a delete could not be finished yet", "sandboxId", b.id, "error", err)
 		}
-		<-b.serial
+		release()
 	}
 }
 
-// removeOrphanVolumes removes volumes that no record names. The volumes are
-// listed before the records: a volume is made after its record.
-func (m *Manager) removeOrphanVolumes(ctx context.Context) {
+// reconcileVolumes removes volumes that no record names, and notices volumes
+// that were removed. They are listed before the records are looked at: a volume
+// is made after its record. running are the containers that there are.
+func (m *Manager) reconcileVolumes(ctx context.Context, running map[string]bool) {
 	volumes, err := m.runtime.Volumes(ctx)
 	if err != nil {
 		m.log.Warn("reconcile: the engine did not list volumes", "error", err)
 		return
 	}
-	wanted := map[string]bool{}
-	m.mu.RLock()
-	for _, b := range m.boxes {
+	wanted, keepAll := map[string]bool{}, false
+	for _, b := range m.snapshot() {
 		b.mu.Lock()
-		wanted[b.rec.Volume] = true
-		unreadable := b.unreadable
+		rec, st := b.rec, b.state
+		keepAll = keepAll || b.unreadable // one of the volumes may be its
 		b.mu.Unlock()
-		if unreadable {
-			m.mu.RUnlock()
-			return // one of the volumes may be its
+		wanted[rec.Volume] = true
+		if st == stateStopped && !running[rec.ContainerID] && !slices.Contains(volumes, rec.Volume) {
+			m.lose(b)
 		}
 	}
-	m.mu.RUnlock()
+	if keepAll {
+		return
+	}
 	for _, v := range volumes {
 		if wanted[v] {
 			continue
@@ -261,30 +261,40 @@ func (m *Manager) removeOrphanVolumes(ctx context.Context) {
 	}
 }
 
+// lose notes that a stopped sandbox's volume is gone.
+func (m *Manager) lose(b *box) {
+	release, ok := b.trySerial()
+	if !ok {
+		return // an operation is on its way and finds out by itself
+	}
+	defer release()
+	if b.current() != stateStopped {
+		return
+	}
+	if err := m.become(b, stateLost, false); err == nil {
+		m.log.Error("a workspace is lost: its volume was removed outside the gateway", "sandboxId", b.id)
+		m.notify(b.record(), sandbox.EventSandboxError, map[string]any{"reason": "the workspace is lost"})
+	}
+}
+
 // saveActivity writes what changed of lastActiveAt and lastError, at most once
 // a tick a sandbox.
 func (m *Manager) saveActivity(ctx context.Context) {
-	m.mu.RLock()
-	boxes := make([]*box, 0, len(m.boxes))
-	for _, b := range m.boxes {
-		boxes = append(boxes, b)
-	}
-	m.mu.RUnlock()
-	for _, b := range boxes {
-		select {
-		case b.serial <- struct{}{}:
-		default:
+	for _, b := range m.snapshot() {
+		release, ok := b.trySerial()
+		if !ok {
 			continue
 		}
 		b.mu.Lock()
 		last := b.lastActive
-		changed := b.state != stateDeleting && b.rec.Phase == PhaseReady && last.After(b.rec.LastActiveAt)
+		changed := b.state != stateDeleting && !b.unreadable && b.rec.Phase == PhaseReady &&
+			(last.After(b.rec.LastActiveAt) || b.lastError != b.rec.LastError)
 		b.mu.Unlock()
 		if changed {
 			if err := m.save(ctx, b, func(r *Record) { r.LastActiveAt = last }); err != nil {
 				m.log.Warn("the time of the last activity could not be written", "sandboxId", b.id, "error", err)
 			}
 		}
-		<-b.serial
+		release()
 	}
 }

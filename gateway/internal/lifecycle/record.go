@@ -77,6 +77,8 @@ type Listing struct {
 // concurrent use.
 type Store interface {
 	Create(ctx context.Context, r Record) (Version, error)
+	// Update replaces the record of that version. A version that comes with an
+	// error says that the write may have landed all the same.
 	Update(ctx context.Context, r Record, v Version) (Version, error)
 	Delete(ctx context.Context, sandboxID string) error
 	List(ctx context.Context) (Listing, error)

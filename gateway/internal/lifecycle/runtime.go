@@ -41,7 +41,7 @@ type Runtime interface {
 	// Find finds the container that has a sandbox's name.
 	Find(ctx context.Context, sandboxID string) (Container, error)
 	// List returns the installation's containers, whatever their state.
-	// Addresses are not filled in.
+	// Addresses, StartedAt and ExitCode are not filled in.
 	List(ctx context.Context) ([]Container, error)
 	// Volumes returns the names of the installation's volumes.
 	Volumes(ctx context.Context) ([]string, error)
@@ -53,7 +53,8 @@ type Runtime interface {
 	Wait(ctx context.Context, id string) (Exit, error)
 	// Events calls fn for each event of the installation's containers until the
 	// context ends (nil) or the engine goes away (error). It calls subscribed
-	// once when events flow, so that the caller can list without a gap.
+	// once when events flow, so that the caller can list without a gap. Both must
+	// return at once.
 	Events(ctx context.Context, subscribed func(), fn func(Event)) error
 }
 

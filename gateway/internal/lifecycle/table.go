@@ -2,14 +2,15 @@ package lifecycle
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// Phase says what the store knows of a sandbox, state what the gateway knows.
-// A state lives in memory only: after a restart it is worked out again from
-// the record and the engine.
+// state is what the gateway knows of a sandbox, as a record's Phase is what the
+// store knows. It lives in memory only: after a restart it is worked out again
+// from the record and the engine.
 type state string
 
 // The states of a sandbox.
@@ -31,7 +32,7 @@ var transitions = map[state]struct {
 	status sandbox.Status
 	next   []state
 }{
-	stateAbsent:   {"", []state{stateCreating, stateDeleting, stateStopped}},
+	stateAbsent:   {"", []state{stateCreating, stateStopped, stateLost, stateDeleting}}, // the last three on boot
 	stateCreating: {sandbox.StatusCreating, []state{stateRunning, stateDeleting}},
 	stateRunning:  {sandbox.StatusRunning, []state{stateStopped, stateLost, stateDeleting}},
 	stateStopped:  {sandbox.StatusStopped, []state{stateStarting, stateRunning, stateLost, stateDeleting}},
@@ -51,14 +52,7 @@ func (s state) occupies() bool {
 	return s == stateCreating || s == stateRunning || s == stateStarting
 }
 
-func (s state) mayBecome(next state) bool {
-	for _, n := range transitions[s].next {
-		if n == next {
-			return true
-		}
-	}
-	return false
-}
+func (s state) mayBecome(next state) bool { return slices.Contains(transitions[s].next, next) }
 
 // Deadlines bound every step of a sandbox's life.
 type Deadlines struct {

@@ -1,13 +1,11 @@
 package lifecycle
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/guest"
@@ -48,17 +46,18 @@ func (m *Manager) Use(ctx context.Context, id string, active bool) (Handle, erro
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Hold)
 	defer cancel()
 	b.mu.Lock()
-	boots := b.boots
+	wakes := b.wakes
 	b.mu.Unlock()
 	err = m.serially(ctx, b, false, func(ctx context.Context) error {
 		b.mu.Lock()
-		failed := b.bootErr
-		tried := b.boots > boots
+		failed := b.wakeErr
+		tried := b.wakes > wakes
 		b.mu.Unlock()
 		if tried && failed != nil {
 			return failed // somebody tried while this one waited: one failure for all
 		}
-		return m.up(ctx, b)
+		_, err := m.up(ctx, b, nil)
+		return err
 	})
 	if err != nil {
 		return Handle{}, err
@@ -99,14 +98,8 @@ func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage
 		return resp, err
 	}
 	var written int
-	err = m.serially(ctx, b, false, func(ctx context.Context) error {
-		if err := m.up(ctx, b); err != nil {
-			return err
-		}
-		if config.Empty() {
-			return nil
-		}
-		written, err = m.applyConfig(ctx, b, config, rawConfig)
+	err = m.serially(ctx, b, false, func(ctx context.Context) (err error) {
+		written, err = m.up(ctx, b, given(config, rawConfig))
 		return err
 	})
 	if err != nil {
@@ -118,244 +111,136 @@ func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage
 	}, nil
 }
 
-// Apply applies a config to a running sandbox, as Wake does, and returns how
-// many files it wrote.
-func (m *Manager) Apply(ctx context.Context, id string, rawConfig json.RawMessage) error {
-	_, err := m.Wake(ctx, id, rawConfig)
-	return err
+// newConfig is a config that a caller gave, as it was taken apart and as it is kept.
+type newConfig struct {
+	config Config
+	raw    json.RawMessage
 }
 
-// up makes sure that the sandbox runs and serves. The caller holds serial.
-func (m *Manager) up(ctx context.Context, b *box) error {
+// given is nil for a config that asks for nothing: the sandbox keeps its own.
+func given(config Config, raw json.RawMessage) *newConfig {
+	if config.Empty() {
+		return nil
+	}
+	return &newConfig{config, raw}
+}
+
+// up makes sure that the sandbox runs and serves, with the config given if there
+// is one, and returns how many files of it were written. The caller holds serial.
+func (m *Manager) up(ctx context.Context, b *box, next *newConfig) (written int, err error) {
 	b.mu.Lock()
 	st, attached, gone := b.state, b.attached, b.gone
 	b.mu.Unlock()
 	switch {
 	case gone || st == stateDeleting || st == stateAbsent:
-		return sandbox.Errorf(sandbox.CodeSandboxNotFound, "there is no sandbox %q; create it with POST /sandbox", b.id)
+		return 0, sandbox.Errorf(sandbox.CodeSandboxNotFound, "there is no sandbox %q; create it with POST /sandbox", b.id)
 	case st == stateLost:
-		return lostError(b.id)
+		return 0, lostError(b.id, b.lastErrorNow())
+	case st == stateRunning && attached && next == nil:
+		return 0, nil
 	case st == stateRunning && attached:
-		return nil
+		return m.applyConfig(ctx, b, *next)
 	}
 	began := time.Now()
-	err := m.wake(ctx, b)
+	written, err = m.wake(ctx, b, next)
 	b.mu.Lock()
-	b.boots++
-	b.bootErr = err
+	b.wakes++
+	b.wakeErr = err
 	b.mu.Unlock()
 	if err != nil {
 		m.log.Warn("wake failed", "sandboxId", b.id, "duration", time.Since(began), "error", err)
-		return err
+		return 0, err
 	}
 	m.log.Info("woken", "sandboxId", b.id, "duration", time.Since(began))
-	return nil
+	return written, nil
 }
 
-func lostError(id string) error {
-	return sandbox.Errorf(sandbox.CodeWorkspaceLost,
-		"the disk of the sandbox %q was removed outside the gateway and its workspace is lost; delete the sandbox and create it again", id)
+// lostError says that the workspace is gone, or why the sandbox cannot be used
+// if that is known better.
+func lostError(id, why string) error {
+	if why == "" {
+		why = "its disk was removed outside the gateway and the workspace is lost"
+	}
+	return sandbox.Errorf(sandbox.CodeWorkspaceLost, "the sandbox %q cannot be used: %s; delete it and create it again", id, why)
 }
 
 // wake starts what is stopped, and attaches to what runs since before the
-// gateway did.
-func (m *Manager) wake(ctx context.Context, b *box) (err error) {
+// gateway did. The record's config gives way to the next one, which is kept once
+// OpenCode has taken it: a config that is broken can always be replaced.
+func (m *Manager) wake(ctx context.Context, b *box, next *newConfig) (written int, err error) {
 	wasRunning := b.current() == stateRunning
 	if !wasRunning {
 		if err := m.become(b, stateStarting, false); err != nil {
-			return err
+			return 0, err
 		}
 	}
+	var cont Container
 	defer func() {
-		if err == nil {
-			return
-		}
-		b.mu.Lock()
-		run := b.cont.Run()
-		lost := b.state == stateLost
-		b.mu.Unlock()
-		if !lost && (wasRunning || b.current() == stateStarting) {
-			m.halt(b, run, sandbox.EventSandboxError, err)
+		if err != nil && !wasRunning {
+			m.standDown(ctx, b, cont, err)
 		}
 	}()
 	release, err := m.bootSlot(ctx)
 	if err != nil {
-		return atStep(ctx, "queue", err)
+		return 0, atStep(ctx, "queue", err)
 	}
 	defer release()
-	cont, err := m.container(ctx, b)
-	if err != nil {
-		return atStep(ctx, "container", err)
+	if cont, err = m.container(ctx, b); err != nil {
+		return 0, atStep(ctx, "container", err)
 	}
 	g, err := m.open(ctx, b, cont)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	config, err := ParseConfig(b.record().Secrets.Config)
-	if err != nil {
-		return atStep(ctx, "config", err)
-	}
-	if _, err := m.startOpenCode(ctx, b, g, config); err != nil {
-		return atStep(ctx, "opencode", err)
+	if written, err = m.startWith(ctx, b, g, next); err != nil {
+		return 0, err
 	}
 	if err := m.become(b, stateRunning, true); err != nil {
-		return err
+		return 0, err
 	}
 	b.mu.Lock()
-	b.attached = true
+	b.attached, b.lastError = true, ""
 	rec := b.rec
 	b.mu.Unlock()
 	if !wasRunning {
-		m.notify(rec, sandbox.EventSandboxWoken, map[string]any{"restoredFiles": 0, "filesWritten": 0})
+		m.notify(rec, sandbox.EventSandboxWoken, map[string]any{"restoredFiles": 0, "filesWritten": written})
 	}
-	return nil
+	return written, nil
 }
 
-// container finds the sandbox's container or makes it again on its volume.
-func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
-	defer cancel()
-	rec := b.record()
-	if rec.ContainerID != "" {
-		cont, err := m.runtime.Inspect(ctx, rec.ContainerID)
-		if err == nil {
-			return cont, nil
+// startWith starts OpenCode with the next config, or the one on record.
+func (m *Manager) startWith(ctx context.Context, b *box, g *guest.Client, next *newConfig) (written int, err error) {
+	if next == nil {
+		config, err := ParseConfig(b.record().Secrets.Config)
+		if err != nil {
+			return 0, atStep(ctx, "config", err)
 		}
-		if !errors.Is(err, ErrNoContainer) {
-			return cont, err
-		}
+		_, err = m.startOpenCode(ctx, b, g, config)
+		return 0, atStepOrNil(ctx, "opencode", err)
 	}
-	volumes, err := m.runtime.Volumes(ctx)
+	applied, err := m.startOpenCode(ctx, b, g, next.config)
 	if err != nil {
-		return Container{}, err
+		return 0, atStep(ctx, "opencode", err)
 	}
-	if !slices.Contains(volumes, rec.Volume) {
-		if err := m.become(b, stateLost, false); err != nil {
-			return Container{}, err
-		}
-		err := lostError(rec.SandboxID)
-		_ = m.save(ctx, b, func(r *Record) { r.LastError = err.Error() })
-		return Container{}, err
+	if err := m.keep(ctx, b, *next); err != nil {
+		return 0, atStep(ctx, "record", err)
 	}
-	// One of that name and not of the record is a leftover of an old start.
-	if stale, err := m.runtime.Find(ctx, rec.SandboxID); err == nil {
-		if err := m.runtime.Remove(ctx, stale.ID); err != nil {
-			return Container{}, err
-		}
-	}
-	cont, err := m.newContainer(ctx, b)
-	if err != nil {
-		return cont, err
-	}
-	return cont, m.save(ctx, b, func(r *Record) { r.ContainerID = cont.ID })
+	return next.config.CountWritten(applied.Written), nil
 }
 
-// open starts the container if it does not run, opens the path to it, and waits
-// until its sandboxd answers.
-func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Client, error) {
-	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
-	defer cancel()
-	var err error
-	switch cont.State {
-	case ContainerRunning:
-	case ContainerPaused:
-		err = m.runtime.Unpause(engineCtx, cont.ID)
-	default:
-		cont, err = m.runtime.Start(engineCtx, cont.ID)
+// keep writes a config that OpenCode has taken into the record.
+func (m *Manager) keep(ctx context.Context, b *box, next newConfig) error {
+	if bytes.Equal(b.record().Secrets.Config, next.raw) {
+		return nil
 	}
-	if err != nil {
-		return nil, atStep(ctx, "container", err)
-	}
-	var g *guest.Client
-	link := m.links.Register(cont, func(ctx context.Context) error { return openCodeReady(ctx, g) })
-	g = guest.NewClient(m.links, link.GuestURL, b.record().Secrets.Token)
-	b.mu.Lock()
-	b.cont, b.link, b.guest, b.attached = cont, link, g, false
-	b.mu.Unlock()
-	if err := m.awaitGuest(ctx, cont, g); err != nil {
-		return nil, atStep(ctx, "sandboxd", err)
-	}
-	return g, nil
-}
-
-// openCodeReady asks sandboxd whether OpenCode serves. After a crash it accepts
-// connections for up to a second before it has routes, and a request sent then
-// would hang for ever.
-func openCodeReady(ctx context.Context, g *guest.Client) error {
-	oc, err := g.OpenCode(ctx)
-	if err != nil {
-		return err
-	}
-	if oc.State != guest.StateReady {
-		return sandbox.Errorf(sandbox.CodeOpenCodeDown, "OpenCode is %s in the sandbox (last exit: %s); try again in a moment",
-			lastWords(oc.State), lastWords(oc.LastExit))
-	}
-	return nil
-}
-
-// awaitGuest polls sandboxd, which binds its port before anything else. It
-// notices a container that ended meanwhile, and repeats its last words.
-func (m *Manager) awaitGuest(ctx context.Context, cont Container, g *guest.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Guest)
-	defer cancel()
-	const pause = 10 * time.Millisecond
-	for {
-		tryCtx, done := context.WithTimeout(ctx, 2*time.Second)
-		_, err := g.Status(tryCtx)
-		done()
-		if err == nil {
-			return nil
-		}
-		if now, inspectErr := m.runtime.Inspect(ctx, cont.ID); errors.Is(inspectErr, ErrNoContainer) ||
-			inspectErr == nil && now.State == ContainerExited {
-			return sandbox.Errorf(sandbox.CodeBootFailed, "the container ended with exit code %d: %s",
-				now.ExitCode, lastWords(m.tail(ctx, cont.ID)))
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for sandboxd: %w (last: %w)", ctx.Err(), err)
-		}
-	}
-}
-
-// tail is the end of a container's output.
-func (m *Manager) tail(ctx context.Context, id string) string {
-	const lines, limit = 20, 16 << 10
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	r, err := m.runtime.Logs(ctx, id, LogOptions{Tail: lines})
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = r.Close() }()
-	out, _ := io.ReadAll(io.LimitReader(r, limit))
-	return string(out)
-}
-
-// startOpenCode has sandboxd render the config and start OpenCode with it.
-func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, config Config) (guest.Applied, error) {
-	rendered, err := config.Over(m.settings.Defaults).Guest()
-	if err != nil {
-		return guest.Applied{}, err
-	}
-	rec := b.record()
-	limit := m.settings.Deadlines.Boot
-	ctx, cancel := context.WithTimeout(ctx, limit+5*time.Second)
-	defer cancel()
-	applied, err := g.Start(ctx, guest.StartRequest{
-		Password: rec.Secrets.Password, Config: rendered, Directory: rec.Directory, TimeoutMs: limit.Milliseconds(),
-	})
-	if err != nil {
-		return applied, fmt.Errorf("starting OpenCode: %w", err)
-	}
-	return applied, nil
+	return m.save(ctx, b, func(r *Record) { r.Secrets.Config = next.raw })
 }
 
 // applyConfig changes the config of a running sandbox: first there, then in the
-// record, so that what OpenCode rejects is never kept.
-func (m *Manager) applyConfig(ctx context.Context, b *box, config Config, raw json.RawMessage) (int, error) {
-	rendered, err := config.Over(m.settings.Defaults).Guest()
+// record, so that what OpenCode rejects is never kept. One that waits for a busy
+// sandbox is kept unseen; should OpenCode reject it later, the next one replaces it.
+func (m *Manager) applyConfig(ctx context.Context, b *box, next newConfig) (int, error) {
+	rendered, err := next.config.Over(m.settings.Defaults).Guest()
 	if err != nil {
 		return 0, err
 	}
@@ -368,13 +253,27 @@ func (m *Manager) applyConfig(ctx context.Context, b *box, config Config, raw js
 	if err != nil {
 		return 0, atStep(ctx, "config", err)
 	}
-	if len(applied.Written) == 0 && !applied.Pending {
-		return 0, nil
-	}
-	if err := m.save(ctx, b, func(r *Record) { r.Secrets.Config = raw }); err != nil {
+	if err := m.keep(ctx, b, next); err != nil {
 		return 0, atStep(ctx, "record", err)
 	}
-	return config.CountWritten(applied.Written), nil
+	return next.config.CountWritten(applied.Written), nil
+}
+
+// standDown ends what a wake that failed has begun: a container without an
+// OpenCode in it would pass for a running sandbox.
+func (m *Manager) standDown(ctx context.Context, b *box, cont Container, why error) {
+	// Whatever ended the wake, this must be done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
+	defer cancel()
+	if cont.ID != "" {
+		if err := m.runtime.Stop(ctx, cont.ID, 0); err != nil && !errors.Is(err, ErrNoContainer) {
+			m.log.Warn("the container of a failed wake could not be stopped", "sandboxId", b.id, "error", err)
+		}
+	}
+	b.mu.Lock()
+	run := b.cont.Run()
+	b.mu.Unlock()
+	m.halt(b, run, sandbox.EventSandboxError, why)
 }
 
 // halt notes that a run of a sandbox has ended, or could not begin.
@@ -388,11 +287,17 @@ func (m *Manager) halt(b *box, run Run, event sandbox.Event, why error) {
 		b.mu.Unlock()
 		return
 	}
+	ended := b.life.Err() != nil // by a delete or a shutdown, which is no failure
 	b.attached = false
-	b.rec.LastError = why.Error()
+	if !ended {
+		b.lastError = reason(why)
+	}
 	rec := b.rec
 	b.mu.Unlock()
 	m.links.Drop(run)
+	if ended {
+		return
+	}
 	m.log.Warn("stopped", "sandboxId", b.id, "reason", why)
-	m.notify(rec, event, map[string]any{"reason": lastWords(why.Error())})
+	m.notify(rec, event, map[string]any{"reason": reason(why)})
 }

@@ -9,10 +9,6 @@ import (
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// OwnCookiePrefix begins the name of every cookie that the gateway sets, after a
-// __Host- or __Secure- prefix. A sandbox may not set one.
-const OwnCookiePrefix = "agentpod"
-
 // inward are the request headers that never reach a sandbox: credentials and
 // traces of the control plane. Origin and Referer name pages of ours (a Referer
 // can hold a token parameter) and OpenCode needs neither, its WebSocket included.
@@ -73,37 +69,9 @@ func cleanResponseHeader(h http.Header, req Request) {
 			h.Set("Location", inside)
 		}
 	}
-	if req.ControlPlane {
-		h.Del("Set-Cookie")
-		h.Set("Content-Security-Policy", "sandbox")
-		h.Set("X-Content-Type-Options", "nosniff")
-		return
-	}
-	if cookies := slices.DeleteFunc(slices.Clone(h.Values("Set-Cookie")), foreignCookie); len(cookies) > 0 {
-		h["Set-Cookie"] = cookies
-	} else {
-		h.Del("Set-Cookie")
-	}
-}
-
-// foreignCookie reports whether a sandbox may not set this cookie even on its
-// own host: with Domain it would reach other hosts, and a name of ours could
-// pass for a cookie of ours.
-func foreignCookie(line string) bool {
-	pair, attributes, _ := strings.Cut(line, ";")
-	name, _, _ := strings.Cut(pair, "=")
-	name = strings.ToLower(strings.TrimSpace(name))
-	name = strings.TrimPrefix(strings.TrimPrefix(name, "__host-"), "__secure-")
-	if strings.HasPrefix(name, OwnCookiePrefix) {
-		return true
-	}
-	for attribute := range strings.SplitSeq(attributes, ";") {
-		key, _, _ := strings.Cut(attribute, "=")
-		if strings.EqualFold(strings.TrimSpace(key), "domain") {
-			return true
-		}
-	}
-	return false
+	h.Del("Set-Cookie")
+	h.Set("Content-Security-Policy", "sandbox")
+	h.Set("X-Content-Type-Options", "nosniff")
 }
 
 // rebase turns a Location of OpenCode into one under the caller's prefix. Only

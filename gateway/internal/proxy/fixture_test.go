@@ -66,11 +66,14 @@ func serve(tb testing.TB, addr string, alive proxy.AliveFunc, settings proxy.Set
 	f.end = end
 	tb.Cleanup(func() { end(nil) })
 	link := f.transport.Register(container(run, addr), nil)
-	f.req = proxy.Request{OpenCodeURL: link.OpenCodeURL, Password: "secret", Prefix: prefix, Done: done, ControlPlane: true}
+	f.req = proxy.Request{OpenCodeURL: link.OpenCodeURL, Password: "secret", Prefix: prefix, Done: done}
 	if change != nil {
 		change(&f.req)
 	}
 	settings.Logger = slog.New(slog.DiscardHandler)
+	if settings.MaxBody == 0 {
+		settings.MaxBody = 256 << 20
+	}
 	p := proxy.New(f.transport, settings)
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := f.req

@@ -18,16 +18,14 @@ import (
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// DefaultMaxBody bounds a request body, in bytes, unless Settings say otherwise.
-const DefaultMaxBody = 256 << 20
-
 // ErrClientGone is returned when the caller left before the reply began: there
 // is nobody to answer.
 var ErrClientGone = errors.New("the client left")
 
 // Settings are a Proxy's bounds.
 type Settings struct {
-	// MaxBody bounds a request body in bytes; 0 means DefaultMaxBody.
+	// MaxBody bounds a request body in bytes. It is required: without it no
+	// request may have a body.
 	MaxBody int64
 	// Logger gets what goes wrong after a reply began. It never sees a query.
 	Logger *slog.Logger
@@ -49,9 +47,6 @@ type Request struct {
 	// sandbox's incarnation is over; a sandbox.Error as its cause is the reply if
 	// none began. Nil means never.
 	Done context.Context //nolint:containedctx // it is a second lifetime, not the call's own
-	// ControlPlane says that the reply is served under an origin of ours, where
-	// nothing that a sandbox sends may act.
-	ControlPlane bool
 }
 
 func (r Request) path() string {
@@ -93,9 +88,6 @@ type Proxy struct {
 // New makes a Proxy on a Transport.
 func New(transport *Transport, settings Settings) *Proxy {
 	p := &Proxy{maxBody: settings.MaxBody, log: settings.Logger}
-	if p.maxBody <= 0 {
-		p.maxBody = DefaultMaxBody
-	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}

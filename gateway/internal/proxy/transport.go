@@ -147,11 +147,16 @@ func NewTransport(alive AliveFunc, settings TransportSettings) *Transport {
 // fail, after the run was dropped. Registering a run again replaces the
 // addresses for connections yet to be made.
 //
-// ready, if not nil, is asked after each new connection to OpenCode: while it
-// starts it accepts connections and never answers them.
-func (t *Transport) Register(c lifecycle.Container, ready func(context.Context) error) lifecycle.Link {
+// ready, if not nil, is asked after each new connection to OpenCode, with the
+// link that Register returned: while it starts OpenCode accepts connections and
+// never answers them.
+func (t *Transport) Register(c lifecycle.Container, ready func(ctx context.Context, link lifecycle.Link) error) lifecycle.Link {
 	key := keyOf(c.Run())
 	guestPort, openCodePort := strconv.Itoa(guest.Port), strconv.Itoa(sandbox.OpenCodePort)
+	link := lifecycle.Link{
+		GuestURL:    "http://" + key + ":" + guestPort,
+		OpenCodeURL: "http://" + key + ":" + openCodePort,
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	entry := t.runs[key]
@@ -160,11 +165,13 @@ func (t *Transport) Register(c lifecycle.Container, ready func(context.Context) 
 		t.runs[key] = entry
 	}
 	entry.addrs = map[string]string{guestPort: c.GuestAddr, openCodePort: c.OpenCodeAddr}
-	entry.ready = map[string]func(context.Context) error{openCodePort: ready}
-	return lifecycle.Link{
-		GuestURL:    "http://" + key + ":" + guestPort,
-		OpenCodeURL: "http://" + key + ":" + openCodePort,
+	entry.ready = nil
+	if ready != nil {
+		entry.ready = map[string]func(context.Context) error{
+			openCodePort: func(ctx context.Context) error { return ready(ctx, link) },
+		}
 	}
+	return link
 }
 
 // keyOf is the host that stands for a run in a URL.

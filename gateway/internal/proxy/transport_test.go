@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -280,5 +281,31 @@ func TestOnlyURLsOfTheRegistryAreTaken(t *testing.T) {
 		if _, err := get(t.Context(), t, tr, url); err == nil {
 			t.Errorf("%s was sent somewhere", url)
 		}
+	}
+}
+
+func TestReadyIsAskedWithTheLinkBeforeAConnectionToOpenCodeIsUsed(t *testing.T) {
+	var served atomic.Int64
+	addr := backend(t, func(http.ResponseWriter, *http.Request) { served.Add(1) })
+	tr := transportFor(t, always, proxy.TransportSettings{})
+	var asked []lifecycle.Link
+	notYet := sandbox.Errorf(sandbox.CodeOpenCodeDown, "OpenCode is starting")
+	answer := error(notYet)
+	link := tr.Register(container(run, addr), func(_ context.Context, link lifecycle.Link) error {
+		asked = append(asked, link)
+		return answer
+	})
+	if _, err := get(t.Context(), t, tr, link.GuestURL); err != nil || len(asked) != 0 {
+		t.Errorf("a connection to sandboxd: %v, asked %v", err, asked)
+	}
+	if _, err := get(t.Context(), t, tr, link.OpenCodeURL); !errors.Is(err, notYet) || served.Load() != 1 {
+		t.Errorf("not ready: %v, %d requests came", err, served.Load())
+	}
+	answer = nil
+	if _, err := get(t.Context(), t, tr, link.OpenCodeURL); err != nil || served.Load() != 2 {
+		t.Errorf("ready: %v, %d requests came", err, served.Load())
+	}
+	if len(asked) != 2 || asked[0] != link || asked[1] != link {
+		t.Errorf("asked with %v, want %v twice", asked, link)
 	}
 }

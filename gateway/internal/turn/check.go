@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/agentpod/agentpod/shared/opencode"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -18,7 +19,7 @@ func checkModel(ctx context.Context, oc *opencode.Client, model *sandbox.Model) 
 	if model == nil {
 		return nil
 	}
-	providers, _, err := oc.Providers(ctx)
+	providers, err := oc.Providers(ctx)
 	if err != nil {
 		return fmt.Errorf("asking for the models: %w", err)
 	}
@@ -70,10 +71,7 @@ func offer(names []string) string {
 	}
 	shown := make([]string, len(names))
 	for i, name := range names {
-		shown[i] = opencode.Clean(name)
-		if r := []rune(shown[i]); len(r) > 64 {
-			shown[i] = string(r[:64]) + "…"
-		}
+		shown[i] = printable.Line(name, maxName)
 	}
 	return strings.Join(shown, ", ") + more
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/shared/opencode"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -46,6 +47,8 @@ const (
 	abortTimeout     = 5 * time.Second
 	pollTimeout      = 5 * time.Second
 	sessionTitle     = "Agent Task"
+	maxReason        = 2000 // bytes of why a tool failed
+	maxName          = 64   // bytes of a name that a message repeats
 )
 
 // Request is one turn. SessionID empty means a new session; Model and Agent
@@ -293,7 +296,7 @@ func (r *Result) take(m opencode.Message, retried string) {
 		case part.Type == "text" && !part.Synthetic && !part.Ignored && part.Text != "":
 			texts = append(texts, part.Text)
 		case part.Type == "tool" && part.State.Status == "error":
-			refused = opencode.Clean(part.State.Error)
+			refused = printable.Line(part.State.Error, maxReason)
 		}
 	}
 	r.Response = strings.Join(texts, "\n")
@@ -315,7 +318,7 @@ func (r *Result) take(m opencode.Message, retried string) {
 	case refused != "":
 		r.ErrText = "the turn ended without an answer: " + refused
 	default:
-		r.ErrText = fmt.Sprintf("the turn ended without an answer: the model wrote no text (finish: %s)", opencode.Clean(m.Info.Finish))
+		r.ErrText = fmt.Sprintf("the turn ended without an answer: the model wrote no text (finish: %s)", printable.Line(m.Info.Finish, maxName))
 	}
 	r.Err = &sandbox.ErrorDetails{Name: "EmptyResponse", Message: r.ErrText}
 }

@@ -69,7 +69,7 @@ func TestWhatDoesNotExistIsSaidBeforeAnythingIsSent(t *testing.T) {
 		"a session":             {turn.Request{SessionID: "ses_none"}, sandbox.CodeSessionNotFound, "ses_none"},
 		"a session of no form":  {turn.Request{SessionID: "../../x"}, sandbox.CodeSessionNotFound, "../../x"},
 		"a model":               {turn.Request{Model: &sandbox.Model{ProviderID: "p", ModelID: "m9"}}, sandbox.CodeModelUnknown, "it has m1, m2"},
-		"a provider":            {turn.Request{Model: &sandbox.Model{ProviderID: "z", ModelID: "m"}}, sandbox.CodeModelUnknown, "there is p, q[31m"},
+		"a provider":            {turn.Request{Model: &sandbox.Model{ProviderID: "z", ModelID: "m"}}, sandbox.CodeModelUnknown, "there is p, q [31m"},
 		"an agent":              {turn.Request{Agent: "nobody"}, sandbox.CodeAgentUnknown, "there is build, plan"},
 		"an agent of a session": {turn.Request{Agent: "nobody", SessionID: "ses_root"}, sandbox.CodeAgentUnknown, "nobody"},
 	} {
@@ -123,7 +123,7 @@ func TestARepliesOutcomeIsNeverAnEmptySuccess(t *testing.T) {
 		},
 		"ended by a refused tool": {
 			`{"info":{"id":"msg_1","finish":"tool-calls"},"parts":[{"type":"tool","state":{"status":"error","error":"The user rejected\u001b[2J it"}}]}`,
-			"", "the turn ended without an answer: The user rejected[2J it", &sandbox.ErrorDetails{Name: "EmptyResponse"},
+			"", "the turn ended without an answer: The user rejected [2J it", &sandbox.ErrorDetails{Name: "EmptyResponse"},
 		},
 		"parts of other kinds": {
 			`{"info":{"id":"msg_1","finish":"stop"},"parts":[1,"x",null,{"type":"text","text":"here"},{"type":7}]}`,
@@ -197,7 +197,7 @@ func TestTheDeadlineAbortsARetriedTurnAndTellsTheReason(t *testing.T) {
 		status string
 		says   string
 	}{
-		"retried":             {`{"ses_root":{"type":"retry","message":"rate limit\u001b[0m reached"}}`, "last said: rate limit[0m reached"},
+		"retried":             {`{"ses_root":{"type":"retry","message":"rate limit\u001b[0m reached"}}`, "last said: rate limit [0m reached"},
 		"a subagent retried":  {`{"ses_grandchild":{"type":"retry","message":"overloaded"}}`, "last said: overloaded"},
 		"another's retry":     {`{"ses_other":{"type":"retry","message":"not ours"},"ses_root":{"type":"busy"}}`, "was aborted"},
 		"stalled":             {`{"ses_root":{"type":"busy"}}`, "was aborted"},

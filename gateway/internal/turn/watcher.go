@@ -103,23 +103,8 @@ func (w *watcher) answerPermissions(ctx context.Context, lookups *int) error {
 	if err != nil {
 		return err
 	}
-	var failed error // one that cannot be answered must not keep the others waiting
-	answers := 0
-	for _, p := range waiting {
-		if answers == maxAnswers {
-			break
-		}
-		if !w.belongs(ctx, p.SessionID, lookups) {
-			continue
-		}
-		answers++
-		if err := answered(w.oc.ReplyPermission(ctx, p.ID, w.reply)); err != nil {
-			failed = err
-			continue
-		}
-		w.log.DebugContext(ctx, "answered a permission request", "reply", w.reply)
-	}
-	return failed
+	return answerAll(ctx, w, waiting, lookups, func(p opencode.PermissionRequest) string { return p.SessionID },
+		func(p opencode.PermissionRequest) error { return w.oc.ReplyPermission(ctx, p.ID, w.reply) })
 }
 
 func (w *watcher) rejectQuestions(ctx context.Context, lookups *int) error {
@@ -127,21 +112,27 @@ func (w *watcher) rejectQuestions(ctx context.Context, lookups *int) error {
 	if err != nil {
 		return err
 	}
-	var failed error // one that cannot be answered must not keep the others waiting
+	return answerAll(ctx, w, waiting, lookups, func(q opencode.Question) string { return q.SessionID },
+		func(q opencode.Question) error { return w.oc.RejectQuestion(ctx, q.ID) })
+}
+
+// answerAll answers what waits for the turn's session and its descendants, up to
+// maxAnswers. One that cannot be answered does not keep the others waiting; its
+// error is returned in the end.
+func answerAll[T any](ctx context.Context, w *watcher, waiting []T, lookups *int, sessionOf func(T) string, answer func(T) error) error {
+	var failed error
 	answers := 0
-	for _, q := range waiting {
+	for _, request := range waiting {
 		if answers == maxAnswers {
 			break
 		}
-		if !w.belongs(ctx, q.SessionID, lookups) {
+		if !w.belongs(ctx, sessionOf(request), lookups) {
 			continue
 		}
 		answers++
-		if err := answered(w.oc.RejectQuestion(ctx, q.ID)); err != nil {
+		if err := answered(answer(request)); err != nil {
 			failed = err
-			continue
 		}
-		w.log.DebugContext(ctx, "rejected a question that nobody can answer")
 	}
 	return failed
 }

@@ -165,7 +165,12 @@ func (r *Records) Create(_ context.Context, rec lifecycle.Record) (lifecycle.Ver
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", fmt.Errorf("making the record's folder: %w", err)
 	}
-	return version, writeDurably(path, doc)
+	if err := writeDurably(path, doc); err != nil {
+		return "", err
+	}
+	// The folder too must be there after a power loss: what belongs to a record
+	// that is gone is removed as orphaned.
+	return version, syncDir(filepath.Dir(filepath.Dir(path)))
 }
 
 // Update replaces a record of that version; lifecycle.ErrRecordChanged if it is
@@ -185,7 +190,7 @@ func (r *Records) Update(_ context.Context, rec lifecycle.Record, v lifecycle.Ve
 	if err != nil {
 		return "", fmt.Errorf("reading a record: %w", err)
 	}
-	if versionOf(old) != v {
+	if have := versionOf(old); have != v && have != version {
 		return "", lifecycle.ErrRecordChanged
 	}
 	return version, writeDurably(path, doc)

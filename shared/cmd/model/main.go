@@ -9,12 +9,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/scriptedmodel"
 )
 
@@ -69,11 +69,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	level := slog.LevelWarn
+	level := "warn"
 	if c.verbose {
-		level = slog.LevelDebug
+		level = "debug"
 	}
-	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	logger, err := daemon.NewLogger(stderr, level, "text")
+	if err != nil {
+		return err
+	}
 
 	// Whoever waits for the files must not find those of an earlier run.
 	if err := removeReady(c.readyFile); err != nil {

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestCallsThatDoNotServe(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		args, env []string
+		code      int
+		says      string
+	}{
+		"help":                     {[]string{"--help"}, nil, 0, "gateway network"},
+		"version":                  {[]string{"version"}, nil, 0, "gateway "},
+		"an unknown command":       {[]string{"dance"}, nil, exitUsage, "gateway: dance"},
+		"too many arguments":       {[]string{"serve", "now"}, nil, exitUsage, "serve now"},
+		"a bad configuration":      {nil, []string{"SANDBOX_CPUS=0", "LOG_LEVEL=loud"}, exitUsage, "SANDBOX_CPUS"},
+		"a sealing key that is no": {nil, []string{"SEALING_KEY=short"}, exitFailed, "SEALING_KEY"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var out, errs bytes.Buffer
+			code := run(t.Context(), c.args, append(c.env, "DATA_DIR="+t.TempDir()), &out, &errs)
+			if code != c.code || !strings.Contains(out.String()+errs.String(), c.says) {
+				t.Errorf("exit %d, it says %s%s", code, out.String(), errs.String())
+			}
+		})
+	}
+}
+
+func TestAnAddressThatIsTakenIsNamed(t *testing.T) {
+	t.Parallel()
+	var config net.ListenConfig
+	taken, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	dir := t.TempDir()
+	var out, errs bytes.Buffer
+	code := run(t.Context(), []string{"serve"}, []string{"DATA_DIR=" + dir, "GATEWAY_ADDR=" + taken.Addr().String()}, &out, &errs)
+	if code != exitFailed || !strings.Contains(errs.String(), "GATEWAY_ADDR "+taken.Addr().String()) {
+		t.Errorf("exit %d, it says %s", code, errs.String())
+	}
+	for _, name := range []string{"gateway.token", "sealing.key"} {
+		st, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+}

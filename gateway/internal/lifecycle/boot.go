@@ -1,0 +1,242 @@
+package lifecycle
+
+// The steps that bring a container up, shared by a create and a wake.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// slack is what sandboxd has to keep a deadline of its own and say so, before
+// the gateway stops listening.
+const slack = 5 * time.Second
+
+// maxWords bounds what is repeated of a program's last words, in bytes.
+const maxWords = 2000
+
+// bootSlot waits for a place among those that boot at once. Giving it back twice
+// is fine.
+func (m *Manager) bootSlot(ctx context.Context) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Hold)
+	defer cancel()
+	select {
+	case m.bootSlots <- struct{}{}:
+		return sync.OnceFunc(func() { <-m.bootSlots }), nil
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, &sandbox.Error{
+				Code: sandbox.CodeNoCapacity, Message: "too many sandboxes boot at once; try again in a moment",
+				RetryAfter: 10 * time.Second,
+			}
+		}
+		return nil, ctx.Err()
+	}
+}
+
+// newContainer makes the container of the box's record, not started.
+func (m *Manager) newContainer(ctx context.Context, b *box) (Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	rec := b.record()
+	return m.runtime.Create(ctx, Spec{
+		SandboxID: rec.SandboxID,
+		Volume:    rec.Volume,
+		Env:       map[string]string{guest.TokenHashEnv: tokenHash(rec.Secrets.Token)},
+	})
+}
+
+// container finds the sandbox's container or makes it again on its volume.
+func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	rec := b.record()
+	if rec.ContainerID != "" {
+		cont, err := m.runtime.Inspect(ctx, rec.ContainerID)
+		if err == nil {
+			return cont, nil
+		}
+		if !errors.Is(err, ErrNoContainer) {
+			return cont, err
+		}
+	}
+	volumes, err := m.runtime.Volumes(ctx)
+	if err != nil {
+		return Container{}, err
+	}
+	if !slices.Contains(volumes, rec.Volume) {
+		if err := m.become(b, stateLost, false); err != nil {
+			return Container{}, err
+		}
+		return Container{}, lostError(rec.SandboxID, "")
+	}
+	// One of that name and not of the record is a leftover of an old start.
+	if stale, err := m.runtime.Find(ctx, rec.SandboxID); err == nil {
+		if err := m.runtime.Remove(ctx, stale.ID); err != nil {
+			return Container{}, err
+		}
+	}
+	cont, err := m.newContainer(ctx, b)
+	if err != nil {
+		return cont, err
+	}
+	return cont, m.save(ctx, b, func(r *Record) { r.ContainerID = cont.ID })
+}
+
+// open starts the container if it does not run, opens the path to it, and waits
+// until its sandboxd answers.
+func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Client, error) {
+	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	var err error
+	switch cont.State {
+	case ContainerRunning:
+	case ContainerPaused:
+		err = m.runtime.Unpause(engineCtx, cont.ID)
+	default:
+		cont, err = m.runtime.Start(engineCtx, cont.ID)
+	}
+	if err != nil {
+		return nil, atStep(ctx, "container", err)
+	}
+	token := b.record().Secrets.Token
+	link := m.links.Register(cont, func(ctx context.Context, link Link) error {
+		return openCodeReady(ctx, guest.NewClient(m.links, link.GuestURL, token))
+	})
+	g := guest.NewClient(m.links, link.GuestURL, token)
+	b.mu.Lock()
+	b.cont, b.link, b.guest, b.attached = cont, link, g, false
+	b.mu.Unlock()
+	if err := m.awaitGuest(ctx, cont, g); err != nil {
+		return nil, atStep(ctx, "sandboxd", err)
+	}
+	return g, nil
+}
+
+// openCodeReady asks sandboxd whether OpenCode serves. After a crash it accepts
+// connections for up to a second before it has routes, and a request sent then
+// would hang for ever.
+func openCodeReady(ctx context.Context, g *guest.Client) error {
+	oc, err := g.OpenCode(ctx)
+	if err != nil {
+		return err
+	}
+	if oc.State != guest.StateReady {
+		return sandbox.Errorf(sandbox.CodeOpenCodeDown, "OpenCode is %s in the sandbox (last exit: %s); try again in a moment", oc.State, oc.LastExit)
+	}
+	return nil
+}
+
+// awaitGuest polls sandboxd, which binds its port before anything else. It
+// notices a container that ended meanwhile, and repeats its last words.
+func (m *Manager) awaitGuest(ctx context.Context, cont Container, g *guest.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Guest)
+	defer cancel()
+	const pause = 10 * time.Millisecond
+	for {
+		tryCtx, done := context.WithTimeout(ctx, 2*time.Second)
+		_, err := g.OpenCode(tryCtx)
+		done()
+		if err == nil {
+			return nil
+		}
+		if now, inspectErr := m.runtime.Inspect(ctx, cont.ID); errors.Is(inspectErr, ErrNoContainer) ||
+			inspectErr == nil && now.State == ContainerExited {
+			return sandbox.Errorf(sandbox.CodeBootFailed, "the container ended with exit code %d: %s",
+				now.ExitCode, printable.Tail(m.tail(ctx, cont.ID), maxWords))
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return sandbox.Errorf(sandbox.CodeBootFailed, "sandboxd did not answer within %s (GUEST_TIMEOUT)",
+				m.settings.Deadlines.Guest).WithCause(err)
+		}
+	}
+}
+
+// tail is the end of a container's output.
+func (m *Manager) tail(ctx context.Context, id string) string {
+	const lines, limit = 20, 16 << 10
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	r, err := m.runtime.Logs(ctx, id, LogOptions{Tail: lines})
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = r.Close() }()
+	out, _ := io.ReadAll(io.LimitReader(r, limit))
+	return string(out)
+}
+
+// startOpenCode has sandboxd render the config and start OpenCode with it.
+func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, config Config) (guest.Applied, error) {
+	rendered, err := config.Over(m.settings.Defaults).Guest()
+	if err != nil {
+		return guest.Applied{}, err
+	}
+	rec := b.record()
+	limit := m.settings.Deadlines.Boot
+	ctx, cancel := context.WithTimeout(ctx, limit+slack)
+	defer cancel()
+	applied, err := g.Start(ctx, guest.StartRequest{
+		Password: rec.Secrets.Password, Config: rendered, Directory: rec.Directory, TimeoutMs: limit.Milliseconds(),
+	})
+	if err != nil {
+		return applied, fmt.Errorf("starting OpenCode: %w", err)
+	}
+	return applied, nil
+}
+
+// clone clones the repository into the workspace.
+func (m *Manager) clone(ctx context.Context, g *guest.Client, repo Repository) error {
+	limit := m.settings.Deadlines.Clone
+	ctx, cancel := context.WithTimeout(ctx, limit+slack)
+	defer cancel()
+	argv, env := repo.Command(guest.Workspace, m.settings.GitProtocols)
+	res, err := g.Run(ctx, guest.ExecRequest{Command: argv, Env: env, TimeoutMs: limit.Milliseconds()})
+	switch {
+	case err != nil:
+		return fmt.Errorf("running git: %w", err)
+	case res.TimedOut:
+		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s took longer than %s", repo.URL, limit)
+	case res.ExitCode != 0:
+		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s failed: %s", repo.URL, printable.Tail(repo.Redact(res.Stderr), maxWords))
+	}
+	return nil
+}
+
+func (m *Manager) makeDirectory(ctx context.Context, g *guest.Client, dir string) error {
+	res, err := g.Run(ctx, guest.ExecRequest{Command: []string{"mkdir", "-p", "--", dir}, WorkingDir: guest.Workspace})
+	if err != nil {
+		return fmt.Errorf("making the directory: %w", err)
+	}
+	if res.ExitCode != 0 {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the directory cannot be made: %s", printable.Tail(res.Stderr, maxWords))
+	}
+	return nil
+}
+
+func workspaceEmpty(ctx context.Context, g *guest.Client) (bool, error) {
+	f, err := g.ReadFile(ctx, strings.TrimPrefix(guest.Workspace, guest.Home+"/"))
+	if err != nil {
+		return false, fmt.Errorf("listing the workspace: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	return f.Listing != nil && len(f.Listing.Entries) == 0, nil
+}
+
+func (m *Manager) emptyWorkspace(ctx context.Context, b *box, g *guest.Client) {
+	res, err := g.Run(ctx, guest.ExecRequest{Command: []string{"find", guest.Workspace, "-mindepth", "1", "-delete"}})
+	if err != nil || res.ExitCode != 0 {
+		m.log.Warn("what a failed clone left could not be removed", "sandboxId", b.id, "error", err, "exitCode", res.ExitCode)
+	}
+}
