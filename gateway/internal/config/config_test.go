@@ -103,9 +103,15 @@ func TestTheREADMEHasEveryVariable(t *testing.T) {
 		}
 		delete(rows, name)
 	}
-	for _, k := range ProviderKeys() {
-		if !strings.Contains(string(raw), k.Variable) {
-			t.Errorf("the README does not name %s", k.Variable)
+	for _, name := range []string{"README.md", "compose.yaml", ".ci/up"} {
+		raw, err := os.ReadFile("../../../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range ProviderKeys() {
+			if !strings.Contains(string(raw), k.Variable) {
+				t.Errorf("%s does not name %s", name, k.Variable)
+			}
 		}
 	}
 	for name := range rows {
