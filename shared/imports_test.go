@@ -53,7 +53,8 @@ func rules() []rule {
 	inside := map[string][]string{
 		gateway + "lifecycle": nil,
 		gateway + "docker":    {"lifecycle"},
-		gateway + "workspace": {"lifecycle"},
+		gateway + "store":     nil,
+		gateway + "workspace": {"lifecycle", "store"},
 		gateway + "proxy":     {"lifecycle"},
 		gateway + "turn":      {"lifecycle"},
 		gateway + "webhook":   {"lifecycle"},
