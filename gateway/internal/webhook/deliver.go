@@ -61,13 +61,18 @@ func (s *Sender) drain(sandboxID string, q *queue) {
 
 // deliver tries until the API has the notice, refuses it, or time is up.
 func (s *Sender) deliver(ctx context.Context, n *notice) error {
+	// Two lifetimes: a request that was sent may be acted on however it is broken
+	// off here, so a drop ends the waits (ctx), not the request (whole). The next
+	// event of the sandbox is sent when its end is known.
+	whole, end := context.WithTimeoutCause(s.base, s.settings.GiveUpAfter, errGaveUp)
+	defer end()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.settings.GiveUpAfter, errGaveUp)
 	defer cancel()
 	waits := backoff.NewExponentialBackOff()
 	waits.InitialInterval, waits.MaxInterval = s.settings.FirstWait, s.settings.MaxWait
 	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := s.attempt(ctx, n)
+		err := s.attempt(ctx, whole, n)
 		if err != nil && ctx.Err() == nil {
 			last = err
 		}
@@ -87,16 +92,16 @@ func (s *Sender) deliver(ctx context.Context, n *notice) error {
 
 // attempt posts a notice once. It holds a slot only meanwhile, so that sandboxes
 // that wait for a retry hold up nobody.
-func (s *Sender) attempt(ctx context.Context, n *notice) error {
+func (s *Sender) attempt(ctx, whole context.Context, n *notice) error {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.settings.AttemptTimeout)
+	whole, cancel := context.WithTimeout(whole, s.settings.AttemptTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.endpoint, bytes.NewReader(n.body))
+	req, err := http.NewRequestWithContext(whole, http.MethodPost, s.endpoint, bytes.NewReader(n.body))
 	if err != nil {
 		return backoff.Permanent(fmt.Errorf("make the request: %w", err))
 	}

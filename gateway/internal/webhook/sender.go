@@ -192,7 +192,8 @@ func (s *Sender) Send(sandboxID, incarnation string, event sandbox.Event, data m
 
 // Drop forgets what waits to be told of a deleted incarnation, except that it
 // was deleted, and whatever may still be sent in its name: nothing of it
-// reaches a successor of the same id. A request under way is broken off.
+// reaches a successor of the same id. A request under way is waited for, before
+// anything else of that id is sent, and not repeated.
 func (s *Sender) Drop(sandboxID, incarnation string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
