@@ -24,6 +24,7 @@ import (
 	"github.com/agentpod/agentpod/container/internal/opencode"
 	"github.com/agentpod/agentpod/container/internal/process"
 	"github.com/agentpod/agentpod/container/internal/server"
+	"github.com/agentpod/agentpod/container/internal/tree"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/guest"
 )
@@ -85,11 +86,11 @@ func run(log *slog.Logger) error {
 	processes := process.NewTable(log)
 	signals := processes.HandleSignals(reaping, end)
 	commands := command.NewRunner(processes, set.childEnv, set.workspace)
-	tree, err := files.Open(set.home, set.workspace)
+	home, err := files.Open(set.home, set.workspace)
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
+	defer home.Close()
 	supervisor, err := opencode.New(opencode.Settings{
 		Binary: set.binary, Hostname: set.host, Port: set.port,
 		ConfigDir: set.configDir, Home: set.home, Workspace: set.workspace, PluginDir: set.pluginDir,
@@ -100,7 +101,12 @@ func run(log *slog.Logger) error {
 		return err
 	}
 
-	srv := (&server.Server{OpenCode: supervisor, Commands: commands, Files: tree, Token: set.token, Log: log}).HTTP()
+	whole, err := tree.Open(set.home, processes, "")
+	if err != nil {
+		return fmt.Errorf("open the home's tree: %w", err)
+	}
+	defer func() { _ = whole.Close() }()
+	srv := (&server.Server{OpenCode: supervisor, Commands: commands, Files: home, Tree: whole, Token: set.token, Log: log}).HTTP()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
 	log.Info("sandboxd serves", "addr", listener.Addr().String(), "pid", os.Getpid())

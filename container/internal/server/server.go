@@ -70,6 +70,7 @@ type Server struct {
 	OpenCode OpenCode
 	Commands Commands
 	Files    Files
+	Tree     Tree
 	// Token is the SHA-256 of the token that every request has to carry.
 	Token [sha256.Size]byte
 	Log   *slog.Logger
@@ -102,6 +103,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	execs, transfers := make(chan struct{}, maxExecs), make(chan struct{}, maxFiles)
+	trees := make(chan struct{}, maxTrees)
 	routes := []struct {
 		method, path string
 		handle       handler
@@ -115,12 +117,16 @@ func (s *Server) Handler() http.Handler {
 		{http.MethodGet, guest.RouteFiles, bounded(transfers, s.readFile)},
 		{http.MethodPut, guest.RouteFiles, bounded(transfers, s.writeFile)},
 		{http.MethodDelete, guest.RouteFiles, bounded(transfers, s.deleteFile)},
+		{http.MethodGet, guest.RouteTree, bounded(trees, s.listTree)},
+		{http.MethodPost, guest.RouteTreeRead, bounded(trees, s.readTree)},
+		{http.MethodPost, guest.RouteTreeRestore, bounded(trees, s.restoreTree)},
 	}
 	for _, route := range routes {
 		mux.Handle(route.method+" "+route.path, s.wrap(route.handle))
 	}
 	for _, path := range []string{
 		guest.RouteStatus, guest.RouteOpenCode, guest.RouteStart, guest.RouteConfig, guest.RouteStop, guest.RouteExec, guest.RouteFiles,
+		guest.RouteTree, guest.RouteTreeRead, guest.RouteTreeRestore,
 	} {
 		mux.Handle(path, s.wrap(wrongMethod))
 	}
