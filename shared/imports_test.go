@@ -54,6 +54,7 @@ func rules() []rule {
 		gateway + "lifecycle": nil,
 		gateway + "docker":    {"lifecycle"},
 		gateway + "store":     nil,
+		gateway + "snapshot":  {"store"},
 		gateway + "workspace": {"lifecycle", "store"},
 		gateway + "proxy":     {"lifecycle"},
 		gateway + "turn":      {"lifecycle"},
