@@ -149,7 +149,6 @@ func (s *Supervisor) environment(password string) []string {
 		"OPENCODE_DISABLE_AUTOUPDATE=1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD=1",
 		"OPENCODE_DISABLE_DEFAULT_PLUGINS=1",
-		"BUN_JSC_forceRAMSize=536870912",
 	)
 }
 
