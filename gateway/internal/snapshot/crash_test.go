@@ -52,7 +52,7 @@ func (s *scene) settled(t *testing.T, wants ...map[string]seen) {
 	t.Helper()
 	e := engineOn(t, s.store, s.tree)
 	got := newMemTree()
-	_, err := e.Restore(context.Background(), ref, "", got)
+	_, err := e.Restore(context.Background(), ref, "", nil, got)
 	whole := errors.Is(err, snapshot.ErrNoSnapshot) && slices.ContainsFunc(wants, func(w map[string]seen) bool { return w == nil })
 	for _, want := range wants {
 		whole = whole || err == nil && want != nil && cmp.Equal(want, got.picture())
@@ -65,7 +65,7 @@ func (s *scene) settled(t *testing.T, wants ...map[string]seen) {
 		t.Fatal(err)
 	}
 	for _, one := range list {
-		if _, err := e.Restore(context.Background(), ref, one.ID, newMemTree()); err != nil {
+		if _, err := e.Restore(context.Background(), ref, one.ID, nil, newMemTree()); err != nil {
 			t.Fatalf("snapshot %s: %v", one.ID, err)
 		}
 	}
@@ -76,15 +76,15 @@ func (s *scene) settled(t *testing.T, wants ...map[string]seen) {
 	faults := storetest.NewFaults(s.store) // tells what is read
 	reader := engineOn(t, faults, s.tree)
 	for _, one := range list {
-		if _, err := reader.Restore(context.Background(), ref, one.ID, newMemTree()); err != nil {
+		if _, err := reader.Restore(context.Background(), ref, one.ID, nil, newMemTree()); err != nil {
 			t.Fatalf("after a collection, snapshot %s: %v", one.ID, err)
 		}
 	}
 	for _, call := range faults.Log() {
 		used[strings.TrimPrefix(call, "Get ")] = true
 	}
-	for _, key := range storetest.MustList(t, s.store, "sandboxes/box/") {
-		if !used[key] && key != "sandboxes/box/snapshot.json" {
+	for _, key := range storetest.MustList(t, s.store, "snapshots/box/") {
+		if !used[key] && key != "snapshots/box/current.json" {
 			t.Errorf("%s is left, and nothing uses it", key)
 		}
 	}
@@ -112,7 +112,7 @@ func TestNoFailureOfTheStoreLosesAnything(t *testing.T) {
 		},
 		"restore": {
 			func(_ *scene, e *snapshot.Engine) error {
-				_, err := e.Restore(context.Background(), ref, "", newMemTree())
+				_, err := e.Restore(context.Background(), ref, "", nil, newMemTree())
 				return err
 			},
 			func(s *scene) []map[string]seen { return []map[string]seen{s.before} },
@@ -134,7 +134,7 @@ func TestNoFailureOfTheStoreLosesAnything(t *testing.T) {
 					s.faults.Fail(call, fault)
 					err := do.call(s, s.engine(t))
 					s.faults.Up()
-					if err != nil && fault == storetest.ReplyLost && s.faults.Log()[call-1] == "Put sandboxes/box/snapshot.json" {
+					if err != nil && fault == storetest.ReplyLost && s.faults.Log()[call-1] == "Put snapshots/box/current.json" {
 						t.Errorf("the pointer was replaced, and the error is %v", err)
 					}
 					if name == "take" && err == nil {
@@ -147,7 +147,7 @@ func TestNoFailureOfTheStoreLosesAnything(t *testing.T) {
 						t.Errorf("again: %v", err)
 					}
 					if name == "delete" {
-						if left := storetest.MustList(t, s.store, "sandboxes/"); len(left) != 0 {
+						if left := storetest.MustList(t, s.store, "snapshots/"); len(left) != 0 {
 							t.Errorf("a delete that succeeded left %q", left)
 						}
 					}
@@ -173,7 +173,7 @@ func TestAFlippedByteInAnyObjectIsFoundAndNamed(t *testing.T) {
 		}
 	}
 	newest := mustTake(t, e, ref, tree)
-	objects, tried := storetest.MustList(t, d, "sandboxes/"), 0
+	objects, tried := storetest.MustList(t, d, "snapshots/"), 0
 	for _, key := range objects {
 		ofNewest := strings.Contains(key, newest.ID)
 		raw, _ := storetest.MustGet(t, d, key)
@@ -183,7 +183,7 @@ func TestAFlippedByteInAnyObjectIsFoundAndNamed(t *testing.T) {
 			flipped[at] ^= 1
 			storetest.MustPut(t, d, key, flipped, store.PutOptions{})
 			got := newMemTree()
-			_, err := e.Restore(t.Context(), ref, "", got)
+			_, err := e.Restore(t.Context(), ref, "", nil, got)
 			var damage *snapshot.DamagedError
 			switch {
 			case ofNewest:
@@ -215,14 +215,14 @@ func TestAFlippedByteInAnyObjectIsFoundAndNamed(t *testing.T) {
 		if ofNewest {
 			for _, size := range []int{0, len(raw) / 2} {
 				storetest.MustPut(t, d, key, raw[:size], store.PutOptions{})
-				if _, err := e.Restore(t.Context(), ref, "", newMemTree()); !errors.Is(err, snapshot.ErrDamaged) {
+				if _, err := e.Restore(t.Context(), ref, "", nil, newMemTree()); !errors.Is(err, snapshot.ErrDamaged) {
 					t.Errorf("%s, cut: %v", key, err)
 				}
 			}
 			if err := d.Delete(t.Context(), key); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := e.Restore(t.Context(), ref, "", newMemTree()); !errors.Is(err, snapshot.ErrDamaged) {
+			if _, err := e.Restore(t.Context(), ref, "", nil, newMemTree()); !errors.Is(err, snapshot.ErrDamaged) {
 				t.Errorf("%s, gone: %v", key, err)
 			}
 			storetest.MustPut(t, d, key, raw, store.PutOptions{})
@@ -230,7 +230,7 @@ func TestAFlippedByteInAnyObjectIsFoundAndNamed(t *testing.T) {
 	}
 	t.Logf("%d objects, %d flips", len(objects), tried)
 	// A damaged manifest does not stop the next snapshot.
-	storetest.MustPut(t, d, "sandboxes/box/manifests/"+newest.ID, []byte("x"), store.PutOptions{})
+	storetest.MustPut(t, d, "snapshots/box/manifests/"+newest.ID, []byte("x"), store.PutOptions{})
 	mustTake(t, e, ref, tree)
 	wantRestored(t, e, ref, "", tree.picture())
 }
@@ -248,7 +248,7 @@ func TestObjectsOfOthersAreRefused(t *testing.T) {
 		all[i] = stored{}
 		for _, key := range storetest.MustList(t, d, "") {
 			raw, _ := storetest.MustGet(t, d, key)
-			all[i][strings.NewReplacer("sandboxes/"+r.ID, "ID", ids[i], "SNAPSHOT").Replace(key)] = raw
+			all[i][strings.NewReplacer("snapshots/"+r.ID, "ID", ids[i], "SNAPSHOT").Replace(key)] = raw
 		}
 	}
 	for other := 1; other < len(refs); other++ {
@@ -258,10 +258,10 @@ func TestObjectsOfOthersAreRefused(t *testing.T) {
 				if key == swapped {
 					raw = all[other][key]
 				}
-				key = strings.NewReplacer("ID", "sandboxes/a", "SNAPSHOT", ids[0]).Replace(key)
+				key = strings.NewReplacer("ID", "snapshots/a", "SNAPSHOT", ids[0]).Replace(key)
 				storetest.MustPut(t, d, key, raw, store.PutOptions{})
 			}
-			_, err := engineOn(t, d, nil).Restore(t.Context(), refs[0], "", newMemTree())
+			_, err := engineOn(t, d, nil).Restore(t.Context(), refs[0], "", nil, newMemTree())
 			if !errors.Is(err, snapshot.ErrDamaged) && !errors.Is(err, snapshot.ErrSuperseded) {
 				t.Errorf("%s of %+v: %v", swapped, refs[other], err)
 			}
@@ -275,9 +275,9 @@ func TestAPointerWithAnotherReadableIncarnationIsRefused(t *testing.T) {
 	if err := e.Begin(t.Context(), ref); err != nil {
 		t.Fatal(err)
 	}
-	raw, _ := storetest.MustGet(t, d, "sandboxes/box/snapshot.json")
+	raw, _ := storetest.MustGet(t, d, "snapshots/box/current.json")
 	edited := strings.Replace(string(raw), `"incarnation":"first"`, `"incarnation":"other"`, 1)
-	storetest.MustPut(t, d, "sandboxes/box/snapshot.json", []byte(edited), store.PutOptions{})
+	storetest.MustPut(t, d, "snapshots/box/current.json", []byte(edited), store.PutOptions{})
 	for incarnation, want := range map[string]error{"first": snapshot.ErrSuperseded, "other": snapshot.ErrDamaged} {
 		if _, err := e.List(t.Context(), snapshot.Ref{ID: "box", Incarnation: incarnation}); !errors.Is(err, want) {
 			t.Errorf("for %q: %v", incarnation, err)

@@ -240,7 +240,7 @@ func TestRealTreesRoundTrip(t *testing.T) {
 			}
 			mustTake(t, e, ref, tree)
 			got := newDiskTree(t)
-			if _, err := e.Restore(context.Background(), ref, "", got); err != nil {
+			if _, err := e.Restore(context.Background(), ref, "", nil, got); err != nil {
 				_ = got.root.Close()
 				rt.Fatal(err)
 			}
@@ -349,7 +349,7 @@ func TestMemoryStaysBoundedWithLargeAndSmallFiles(t *testing.T) {
 			took := time.Since(begun)
 			begun = time.Now()
 			restoring := peak(func() {
-				if _, err := e.Restore(t.Context(), ref, "", tree); err != nil {
+				if _, err := e.Restore(t.Context(), ref, "", nil, tree); err != nil {
 					t.Error(err)
 				}
 			})

@@ -29,7 +29,7 @@ type entry struct {
 
 // pack is an object with content.
 type pack struct {
-	name   string // behind "sandboxes/ID/packs/"
+	name   string // behind "snapshots/ID/packs/"
 	plain  int64  // bytes unpacked
 	stored int64  // bytes of the object
 }

@@ -229,7 +229,7 @@ func mustTake(t testing.TB, e *snapshot.Engine, r snapshot.Ref, tree snapshot.Tr
 func wantRestored(t testing.TB, e *snapshot.Engine, r snapshot.Ref, id string, want map[string]seen) {
 	t.Helper()
 	got := newMemTree()
-	if _, err := e.Restore(context.Background(), r, id, got); err != nil {
+	if _, err := e.Restore(context.Background(), r, id, nil, got); err != nil {
 		t.Fatalf("restoring: %v", err)
 	}
 	if diff := cmp.Diff(want, got.picture()); diff != "" {

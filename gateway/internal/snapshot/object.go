@@ -12,9 +12,9 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/store"
 )
 
-func pointerKey(id string) string        { return "sandboxes/" + id + "/snapshot.json" }
-func manifestPrefix(id string) string    { return "sandboxes/" + id + "/manifests/" }
-func packPrefix(id string) string        { return "sandboxes/" + id + "/packs/" }
+func pointerKey(id string) string        { return "snapshots/" + id + "/current.json" }
+func manifestPrefix(id string) string    { return "snapshots/" + id + "/manifests/" }
+func packPrefix(id string) string        { return "snapshots/" + id + "/packs/" }
 func manifestKey(id, name string) string { return manifestPrefix(id) + name }
 func packKey(id, name string) string     { return packPrefix(id) + name }
 

@@ -13,11 +13,13 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/store"
 )
 
-// Restore makes a snapshot's tree again; id is "" for the newest. Content is
+// Restore makes a snapshot's tree again; id is "" for the newest. Only the paths
+// for which want says so are made, nil is for all of them: for what it wants, it
+// has to want the directories that it is in, unless they are there. Content is
 // handed on only after its hash was found right. If an object is damaged, the
 // error is a *DamagedError that names it, nothing of it was handed on, and the
 // other snapshots (List) may be whole. ErrNoSnapshot if there is none.
-func (e *Engine) Restore(ctx context.Context, ref Ref, id string, tree Tree) (Snapshot, error) {
+func (e *Engine) Restore(ctx context.Context, ref Ref, id string, want func(path string) bool, tree Tree) (Snapshot, error) {
 	if err := ref.check(); err != nil {
 		return Snapshot{}, err
 	}
@@ -28,7 +30,7 @@ func (e *Engine) Restore(ctx context.Context, ref Ref, id string, tree Tree) (Sn
 	defer leave()
 	k, err := e.find(ctx, ref, id)
 	if err == nil {
-		err = e.restore(ctx, ref, k, tree)
+		err = e.restore(ctx, ref, k, want, tree)
 	}
 	if err != nil {
 		return Snapshot{}, interrupted(ctx, fmt.Errorf("restoring %s: %w", ref.ID, err))
@@ -52,10 +54,13 @@ func (e *Engine) find(ctx context.Context, ref Ref, id string) (kept, error) {
 	return kept{}, fmt.Errorf("%w: %q", ErrNoSnapshot, id)
 }
 
-func (e *Engine) restore(ctx context.Context, ref Ref, k kept, tree Tree) error {
+func (e *Engine) restore(ctx context.Context, ref Ref, k kept, want func(path string) bool, tree Tree) error {
 	m, err := e.readManifest(ctx, ref, k, false)
 	if err != nil {
 		return err
+	}
+	if want != nil {
+		m.entries = slices.DeleteFunc(m.entries, func(e entry) bool { return !want(e.Path) })
 	}
 	m.orderForRestore()
 	ctx, cancel := context.WithCancel(ctx)

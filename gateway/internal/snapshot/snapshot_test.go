@@ -87,7 +87,7 @@ func TestAnotherKeyMakesEverythingAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRestored(t, snapshot.New(d, ring[0], small()), ref, "", tree.picture())
-	_, err := snapshot.New(d, ring[1], small()).Restore(t.Context(), ref, "", newMemTree())
+	_, err := snapshot.New(d, ring[1], small()).Restore(t.Context(), ref, "", nil, newMemTree())
 	if !errors.Is(err, snapshot.ErrDamaged) {
 		t.Errorf("with the old key: %v", err)
 	}
@@ -130,10 +130,10 @@ func TestTheLastSnapshotsAreKeptAndTheRestIsCollected(t *testing.T) {
 	for _, s := range list {
 		wantRestored(t, e, ref, s.ID, pictures[s.ID])
 	}
-	if n := len(storetest.MustList(t, d, "sandboxes/box/packs/")); n > 60 {
+	if n := len(storetest.MustList(t, d, "snapshots/box/packs/")); n > 60 {
 		t.Errorf("there are %d packs", n)
 	}
-	if _, err := e.Restore(t.Context(), ref, "20200101T000000Z-00", newMemTree()); !errors.Is(err, snapshot.ErrNoSnapshot) {
+	if _, err := e.Restore(t.Context(), ref, "20200101T000000Z-00", nil, newMemTree()); !errors.Is(err, snapshot.ErrNoSnapshot) {
 		t.Errorf("an unknown snapshot: %v", err)
 	}
 }
@@ -354,7 +354,7 @@ func TestATreeThatDoesNotTakeEverythingIsNoticed(t *testing.T) {
 			return nil
 		},
 	} {
-		if _, err := e.Restore(t.Context(), ref, "", restore); !errors.Is(err, snapshot.ErrTree) {
+		if _, err := e.Restore(t.Context(), ref, "", nil, restore); !errors.Is(err, snapshot.ErrTree) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -64,8 +64,9 @@ type Tree interface {
 	Restore(ctx context.Context, entries iter.Seq2[Restored, error]) error
 }
 
-// maxName is the greatest length in bytes of a path or of a link's target.
-const maxName = 16 << 10
+// maxName is the greatest length in bytes of a path or of a link's target: what
+// guest.MaxTreePath allows.
+const maxName = 128 << 10
 
 // list reads a listing and returns it sorted by path.
 func (e *Engine) list(ctx context.Context, tree Tree) ([]Entry, error) {
