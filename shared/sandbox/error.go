@@ -24,12 +24,16 @@ const (
 	CodeSandboxNotFound  Code = "sandbox_not_found"
 	CodeSessionNotFound  Code = "session_not_found"
 	CodeFileNotFound     Code = "file_not_found"
+	CodeSnapshotNotFound Code = "snapshot_not_found"
 	CodeMethodNotAllowed Code = "method_not_allowed"
 	CodeConflict         Code = "conflict"
 	CodeOwnerConflict    Code = "owner_conflict"
 	CodeNameTaken        Code = "name_taken"
 	CodeSandboxDeleted   Code = "sandbox_deleted"
+	CodeSandboxBusy      Code = "sandbox_busy"
 	CodeWorkspaceLost    Code = "workspace_lost"
+	CodeSnapshotDamaged  Code = "snapshot_damaged"
+	CodeWorkspaceLimit   Code = "workspace_too_large"
 	CodeTooLarge         Code = "payload_too_large"
 	CodeCloneFailed      Code = "clone_failed"
 	CodeConfigRejected   Code = "config_rejected"
@@ -68,12 +72,16 @@ var statuses = map[Code]int{
 	CodeSandboxNotFound:  http.StatusNotFound,
 	CodeSessionNotFound:  http.StatusNotFound,
 	CodeFileNotFound:     http.StatusNotFound,
+	CodeSnapshotNotFound: http.StatusNotFound,
 	CodeMethodNotAllowed: http.StatusMethodNotAllowed,
 	CodeConflict:         http.StatusConflict,
 	CodeOwnerConflict:    http.StatusConflict,
 	CodeNameTaken:        http.StatusConflict,
 	CodeSandboxDeleted:   http.StatusConflict,
+	CodeSandboxBusy:      http.StatusConflict,
 	CodeWorkspaceLost:    http.StatusConflict,
+	CodeSnapshotDamaged:  http.StatusConflict,
+	CodeWorkspaceLimit:   http.StatusConflict,
 	CodeTooLarge:         http.StatusRequestEntityTooLarge,
 	CodeCloneFailed:      http.StatusUnprocessableEntity,
 	CodeConfigRejected:   http.StatusUnprocessableEntity,

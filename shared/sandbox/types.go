@@ -20,6 +20,17 @@ const (
 	StatusError    Status = "error"
 )
 
+// Tier says how far down the ladder a sandbox is: what of it is kept where.
+type Tier string
+
+// The tiers, from the top of the ladder to its bottom.
+const (
+	TierRunning  Tier = "running"  // the container runs
+	TierFrozen   Tier = "frozen"   // it is paused, memory and disk are kept
+	TierStopped  Tier = "stopped"  // it does not run, the disk is kept
+	TierArchived Tier = "archived" // only what is in the store is kept
+)
+
 // OpenCodePort is the port that OpenCode listens on inside every sandbox; the
 // contract's serverPort.
 const OpenCodePort = 4096
@@ -32,6 +43,20 @@ type CreateRequest struct {
 	Directory string          `json:"directory,omitempty"`
 	GitURL    string          `json:"gitUrl,omitempty"`
 	GitBranch string          `json:"gitBranch,omitempty"`
+	// Idle overrides when the gateway puts this sandbox to sleep.
+	Idle *Idle `json:"idle,omitempty"`
+}
+
+// Idle says after how many milliseconds without activity a sandbox takes a step
+// down the ladder, or is deleted. Nil means the gateway's setting, 0 never.
+type Idle struct {
+	FreezeAfterMs  *int64 `json:"freezeAfterMs,omitempty"`
+	StopAfterMs    *int64 `json:"stopAfterMs,omitempty"`
+	ArchiveAfterMs *int64 `json:"archiveAfterMs,omitempty"`
+	DeleteAfterMs  *int64 `json:"deleteAfterMs,omitempty"`
+	// MaxAwakeMs is how long a sandbox may say that it is busy, without any
+	// request to it, before it is put to sleep all the same.
+	MaxAwakeMs *int64 `json:"maxAwakeMs,omitempty"`
 }
 
 // CreateResponse is the answer of POST /sandbox.
@@ -51,6 +76,7 @@ type Info struct {
 	SandboxID    string `json:"sandboxId"`
 	UserID       string `json:"userId"`
 	Status       Status `json:"status"`
+	Tier         Tier   `json:"tier,omitempty"`
 	HasWorkspace bool   `json:"hasWorkspace"`
 	Provider     string `json:"provider"`
 	CreatedAt    Time   `json:"createdAt"`
@@ -62,8 +88,62 @@ type Info struct {
 	Busy        bool     `json:"busy"`
 	BusyReasons []string `json:"busyReasons,omitempty"`
 	// OpenCode is its state inside a running sandbox.
-	OpenCode  *OpenCodeInfo `json:"opencode,omitempty"`
-	LastError string        `json:"lastError,omitempty"`
+	OpenCode *OpenCodeInfo `json:"opencode,omitempty"`
+	// LastSnapshot is what would come back if the host were lost now.
+	LastSnapshot *Snapshot `json:"lastSnapshot,omitempty"`
+	LastError    string    `json:"lastError,omitempty"`
+}
+
+// Snapshot is one of a sandbox's snapshots. Files are the regular files in it,
+// Bytes their sizes together.
+type Snapshot struct {
+	ID        string `json:"id"`
+	CreatedAt Time   `json:"createdAt"`
+	Files     int64  `json:"files"`
+	Bytes     int64  `json:"bytes"`
+}
+
+// SnapshotsResponse is the answer of GET /sandbox/:id/snapshots, the newest first.
+type SnapshotsResponse struct {
+	Snapshots []Snapshot `json:"snapshots"`
+}
+
+// HibernateRequest is the body of POST /sandbox/:id/hibernate; it may be empty.
+type HibernateRequest struct {
+	// Tier is frozen, stopped or archived; empty means stopped.
+	Tier Tier `json:"tier,omitempty"`
+	// Force ends what is being done in the sandbox, which is refused otherwise.
+	Force bool `json:"force,omitempty"`
+}
+
+// HibernateResponse is the answer of POST /sandbox/:id/hibernate. Tier is where
+// the sandbox is now: one that slept more deeply stays there.
+type HibernateResponse struct {
+	Success   bool   `json:"success"`
+	SandboxID string `json:"sandboxId"`
+	Status    Status `json:"status"`
+	Tier      Tier   `json:"tier"`
+}
+
+// SyncResponse is the answer of POST /sandbox/:id/sync. SyncedFiles are the
+// files in the mirror now and TotalSize their bytes; SkippedFiles are excluded,
+// not regular, or of a name that the mirror cannot hold.
+type SyncResponse struct {
+	Success      bool   `json:"success"`
+	SandboxID    string `json:"sandboxId"`
+	SyncedFiles  int64  `json:"syncedFiles"`
+	SkippedFiles int64  `json:"skippedFiles"`
+	TotalSize    int64  `json:"totalSize"`
+	Timestamp    Time   `json:"timestamp"`
+}
+
+// SyncFailure is the body of an error of POST /sandbox/:id/sync: an
+// ErrorResponse with what the worker's callers look for.
+type SyncFailure struct {
+	Success   bool   `json:"success"`
+	Error     string `json:"error"`
+	Code      Code   `json:"code"`
+	SandboxID string `json:"sandboxId"`
 }
 
 // OpenCodeInfo says how OpenCode fares inside a sandbox.
@@ -89,6 +169,8 @@ type DeleteResponse struct {
 // WakeRequest is the body of POST /sandbox/:id/wake; it may be empty.
 type WakeRequest struct {
 	Config json.RawMessage `json:"config,omitempty"`
+	// Snapshot is the one to restore, of an archived sandbox; empty means the newest.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // WakeResponse is the answer of POST /sandbox/:id/wake.
@@ -121,7 +203,7 @@ type MessageRequest struct {
 
 // SyncCounts is what a message reports of the mirror.
 type SyncCounts struct {
-	SyncedFiles int   `json:"syncedFiles"`
+	SyncedFiles int64 `json:"syncedFiles"`
 	TotalSize   int64 `json:"totalSize"`
 }
 

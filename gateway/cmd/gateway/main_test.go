@@ -22,6 +22,7 @@ func TestCallsThatDoNotServe(t *testing.T) {
 		"too many arguments":       {[]string{"serve", "now"}, nil, exitUsage, "serve now"},
 		"a bad configuration":      {nil, []string{"SANDBOX_CPUS=0", "LOG_LEVEL=loud"}, exitUsage, "SANDBOX_CPUS"},
 		"a sealing key that is no": {nil, []string{"SEALING_KEY=short"}, exitFailed, "SEALING_KEY"},
+		"a bucket without a key":   {nil, []string{"S3_ENDPOINT=https://s3.example.com", "S3_BUCKET=b", "S3_ACCESS_KEY_ID=a", "S3_SECRET_ACCESS_KEY=s"}, exitUsage, "openssl rand -hex 32"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -18,7 +18,9 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/docker"
 	"github.com/agentpod/agentpod/gateway/internal/httpapi"
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/gateway/internal/mirror"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
+	"github.com/agentpod/agentpod/gateway/internal/snapshot"
 	"github.com/agentpod/agentpod/gateway/internal/turn"
 	"github.com/agentpod/agentpod/gateway/internal/webhook"
 	"github.com/agentpod/agentpod/gateway/internal/workspace"
@@ -35,11 +37,16 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	records, err := openRecords(cfg, log)
+	kept, err := openStorage(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = records.Close() }()
+	defer kept.close(context.WithoutCancel(ctx))
+	return kept.hold(ctx, func(ctx context.Context) error { return serveFrom(ctx, cfg, token, kept, log) })
+}
+
+// serveFrom serves what is in a store.
+func serveFrom(ctx context.Context, cfg config.Config, token string, kept *storage, log *slog.Logger) error {
 	engine, err := newEngine(cfg, log)
 	if err != nil {
 		return err
@@ -51,7 +58,11 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("webhooks: %w", err)
 	}
-	manager := lifecycle.New(lifecycleSettings(cfg), engine, records, links, notices, log)
+	workspaces := workspace.NewKeeper(
+		snapshot.New(kept.store, kept.keyring, snapshot.Settings{Keep: cfg.SnapshotsKept, Log: log}),
+		mirror.New(kept.store, kept.keyring, mirror.Settings{Exclude: cfg.MirrorExclude, Log: log}),
+		cfg.PersistConcurrency, log)
+	manager := lifecycle.New(lifecycleSettings(cfg), engine, kept.records, workspaces, links, notices, log)
 	api := httpapi.New(httpapi.Settings{
 		Token: token, Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts),
 		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
@@ -91,6 +102,10 @@ func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	s.Deadlines.Clone, s.Deadlines.Hold = cfg.CloneTimeout, cfg.HoldTimeout
 	s.MaxRunning, s.BootConcurrency, s.MaxHeld = cfg.MaxRunning, cfg.BootConcurrency, cfg.MaxHeld
 	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
+	s.Deadlines.Snapshot, s.Deadlines.Restore = cfg.SnapshotTimeout, cfg.RestoreTimeout
+	s.Idle = lifecycle.Idle{
+		Freeze: cfg.FreezeAfter, Stop: cfg.StopAfter, Archive: cfg.ArchiveAfter, Delete: cfg.DeleteAfter, MaxAwake: cfg.MaxAwake,
+	}
 	return s
 }
 
@@ -112,37 +127,6 @@ func openDataDir(cfg *config.Config, log *slog.Logger) (token string, err error)
 		log.Info("a token was made", "file", path)
 	}
 	return token, nil
-}
-
-func openRecords(cfg config.Config, log *slog.Logger) (*workspace.Records, error) {
-	key, err := sealingKey(cfg, log)
-	if err != nil {
-		return nil, err
-	}
-	sealer, err := workspace.NewSealer(key)
-	if err != nil {
-		return nil, err
-	}
-	return workspace.OpenRecords(filepath.Join(cfg.DataDir, "store"), sealer)
-}
-
-func sealingKey(cfg config.Config, log *slog.Logger) ([workspace.KeySize]byte, error) {
-	if cfg.SealingKey != "" {
-		key, err := workspace.ParseKey(cfg.SealingKey)
-		if err != nil {
-			return key, fmt.Errorf("SEALING_KEY: %w", err)
-		}
-		return key, nil
-	}
-	path := filepath.Join(cfg.DataDir, "sealing.key")
-	key, made, err := workspace.LoadOrMakeKey(path)
-	if err != nil {
-		return key, err
-	}
-	if made {
-		log.Info("a sealing key was made; without it the records cannot be read", "file", path)
-	}
-	return key, nil
 }
 
 var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)

@@ -27,6 +27,18 @@ type Config struct {
 	Token        string   `env:"GATEWAY_TOKEN,unset"`
 	AllowedHosts []string `env:"ALLOWED_HOSTS"`
 	SealingKey   string   `env:"SEALING_KEY,unset"`
+	// SealingKeysFormer are keys that what is stored may be sealed with still.
+	SealingKeysFormer []string `env:"SEALING_KEYS_FORMER,unset"`
+
+	// S3Endpoint is empty for a store in DataDir.
+	S3Endpoint        string `env:"S3_ENDPOINT"`
+	S3Region          string `env:"S3_REGION"`
+	S3Bucket          string `env:"S3_BUCKET"`
+	S3Prefix          string `env:"S3_PREFIX"`
+	S3Addressing      string `env:"S3_ADDRESSING" envDefault:"auto"`
+	S3AccessKeyID     string `env:"S3_ACCESS_KEY_ID"`
+	S3SecretAccessKey string `env:"S3_SECRET_ACCESS_KEY,unset"`
+	S3CAFile          string `env:"S3_CA_FILE"`
 
 	LogLevel  string `env:"LOG_LEVEL" envDefault:"info"`
 	LogFormat string `env:"LOG_FORMAT" envDefault:"auto"`
@@ -55,6 +67,20 @@ type Config struct {
 	MessageTimeout time.Duration `env:"MESSAGE_TIMEOUT" envDefault:"10m"`
 	ExecTimeout    time.Duration `env:"EXEC_TIMEOUT" envDefault:"10m"`
 	DrainTimeout   time.Duration `env:"DRAIN_TIMEOUT" envDefault:"15s"`
+
+	// The steps down of an idle sandbox, and how long one may claim to be busy.
+	// 0 means never.
+	FreezeAfter  time.Duration `env:"FREEZE_AFTER" envDefault:"5m"`
+	StopAfter    time.Duration `env:"STOP_AFTER" envDefault:"30m"`
+	ArchiveAfter time.Duration `env:"ARCHIVE_AFTER" envDefault:"24h"`
+	DeleteAfter  time.Duration `env:"DELETE_AFTER" envDefault:"0"`
+	MaxAwake     time.Duration `env:"MAX_AWAKE" envDefault:"24h"`
+
+	SnapshotsKept      int           `env:"SNAPSHOTS_KEPT" envDefault:"3"`
+	MirrorExclude      []string      `env:"MIRROR_EXCLUDE" envDefault:"node_modules,.git,__pycache__,.cache,dist,build,.next,.nuxt,target,.opencode,.DS_Store"`
+	PersistConcurrency int           `env:"PERSIST_CONCURRENCY" envDefault:"4"`
+	SnapshotTimeout    time.Duration `env:"SNAPSHOT_TIMEOUT" envDefault:"30m"`
+	RestoreTimeout     time.Duration `env:"RESTORE_TIMEOUT" envDefault:"30m"`
 
 	MaxUpload        Bytes    `env:"MAX_UPLOAD" envDefault:"1GiB"`
 	PermissionPolicy string   `env:"PERMISSION_POLICY" envDefault:"allow"`
@@ -216,6 +242,7 @@ func (c *Config) Validate() error {
 		"SANDBOX_LOG_FILES": int64(c.LogFiles), "BOOT_CONCURRENCY": int64(c.BootConcurrency), "MAX_HELD": int64(c.MaxHeld), "MAX_UPLOAD": int64(c.MaxUpload),
 		"GUEST_TIMEOUT": int64(c.GuestTimeout), "BOOT_TIMEOUT": int64(c.BootTimeout), "CLONE_TIMEOUT": int64(c.CloneTimeout), "HOLD_TIMEOUT": int64(c.HoldTimeout),
 		"MESSAGE_TIMEOUT": int64(c.MessageTimeout), "EXEC_TIMEOUT": int64(c.ExecTimeout), "DRAIN_TIMEOUT": int64(c.DrainTimeout),
+		"SNAPSHOT_TIMEOUT": int64(c.SnapshotTimeout), "RESTORE_TIMEOUT": int64(c.RestoreTimeout),
 	} {
 		if n <= 0 {
 			bad = append(bad, fmt.Errorf("%s must be above 0", variable))
@@ -224,10 +251,88 @@ func (c *Config) Validate() error {
 	if c.MaxRunning < 0 {
 		say("MAX_RUNNING", "0 (no bound) or more", "20")
 	}
+	c.validateLadder(say)
+	c.validateStore(say)
 	if c.APIURL != "" {
 		if u, err := url.Parse(c.APIURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			say("AGENTPOD_API_URL", "an http or https URL", "http://127.0.0.1:3001")
 		}
 	}
 	return errors.Join(bad...)
+}
+
+func (c *Config) validateLadder(say func(variable, shape, example string)) {
+	for _, d := range []struct {
+		variable string
+		value    time.Duration
+		example  string
+	}{
+		{"FREEZE_AFTER", c.FreezeAfter, "5m"},
+		{"STOP_AFTER", c.StopAfter, "30m"},
+		{"ARCHIVE_AFTER", c.ArchiveAfter, "24h"},
+		{"DELETE_AFTER", c.DeleteAfter, "720h"},
+		{"MAX_AWAKE", c.MaxAwake, "24h"},
+	} {
+		if d.value < 0 {
+			say(d.variable, "0 (never) or a time above it", d.example)
+		}
+	}
+	if c.SnapshotsKept < 1 {
+		say("SNAPSHOTS_KEPT", "1 or more", "3")
+	}
+	if c.PersistConcurrency < 1 {
+		say("PERSIST_CONCURRENCY", "1 or more", "4")
+	}
+	if len(c.MirrorExclude) == 0 || slices.ContainsFunc(c.MirrorExclude, func(name string) bool { return name == "" || strings.Contains(name, "/") }) {
+		say("MIRROR_EXCLUDE", "a list of names without a slash", "node_modules,.git,dist")
+	}
+}
+
+// sealingKeyExample is how a key is made.
+const sealingKeyExample = "the output of: openssl rand -hex 32"
+
+// validateStore says what can be said of the store without reaching out to it.
+// What is wrong is not repeated: a URL may hold a secret.
+func (c *Config) validateStore(say func(variable, shape, example string)) {
+	const endpoint = "https://s3.example.com"
+	if !slices.Contains([]string{"auto", "path", "virtual-host"}, c.S3Addressing) {
+		say("S3_ADDRESSING", "one of auto, path, virtual-host", "auto")
+	}
+	if c.S3Endpoint == "" {
+		if c.S3Bucket != "" || c.S3AccessKeyID != "" || c.S3SecretAccessKey != "" {
+			say("S3_ENDPOINT", "set if other S3 variables are (without it the store is a folder in DATA_DIR)", endpoint)
+		}
+		return
+	}
+	u, err := url.Parse(c.S3Endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		say("S3_ENDPOINT", "a URL of a scheme, a host and perhaps a port (the bucket is S3_BUCKET)", endpoint)
+	} else if c.S3CAFile != "" && u.Scheme != "https" {
+		say("S3_ENDPOINT", "an https URL if S3_CA_FILE is set", endpoint)
+	}
+	if c.S3Bucket == "" {
+		say("S3_BUCKET", "the name of a bucket that exists", "agentpod")
+	}
+	if c.S3AccessKeyID == "" {
+		say("S3_ACCESS_KEY_ID", "the name of a key that may read, write, list and delete in the bucket", "AKIAIOSFODNN7EXAMPLE")
+	}
+	if c.S3SecretAccessKey == "" {
+		say("S3_SECRET_ACCESS_KEY", "the secret of the key S3_ACCESS_KEY_ID", "what the server gave out together with it")
+	}
+	if !folderPrefix(c.S3Prefix) {
+		say("S3_PREFIX", "empty or a path that ends in a slash and does not begin with one", "agentpod/")
+	}
+	if c.SealingKey == "" {
+		say("SEALING_KEY", "set if the store is S3, for a bucket outlives this machine (keep a copy elsewhere): 32 bytes in hex or base64", sealingKeyExample)
+	}
+}
+
+// folderPrefix tells whether a text is empty or a path like a/b/.
+func folderPrefix(prefix string) bool {
+	if prefix == "" {
+		return true
+	}
+	path, ended := strings.CutSuffix(prefix, "/")
+	bad := func(element string) bool { return element == "" || element == "." || element == ".." }
+	return ended && !slices.ContainsFunc(strings.Split(path, "/"), bad)
 }

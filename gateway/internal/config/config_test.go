@@ -1,12 +1,14 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTheDefaultsAreValid(t *testing.T) {
@@ -14,6 +16,10 @@ func TestTheDefaultsAreValid(t *testing.T) {
 	c, err := Load(map[string]string{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.FreezeAfter != 5*time.Minute || c.StopAfter != 30*time.Minute || c.ArchiveAfter != 24*time.Hour || c.DeleteAfter != 0 ||
+		c.MaxAwake != 24*time.Hour || c.SnapshotsKept != 3 || len(c.MirrorExclude) != 11 || c.S3Endpoint != "" {
+		t.Errorf("%+v", c)
 	}
 	if c.Addr != "127.0.0.1:8787" || c.Memory != 2<<30 || !slices.Equal(c.GitProtocols, []string{"https", "ssh", "git"}) || !c.Defaults.Empty() {
 		t.Errorf("%+v", c)
@@ -26,11 +32,62 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 		"GATEWAY_ADDR": "8787", "GATEWAY_TOKEN": "short", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml", "SANDBOX_REACH": "far", "SANDBOX_MEMORY": "1K",
 		"SANDBOX_CPUS": "0", "SANDBOX_PIDS": "-1", "MAX_RUNNING": "-1", "BOOT_TIMEOUT": "0s", "PERMISSION_POLICY": "maybe", "GIT_PROTOCOLS": "file",
 		"AGENTPOD_API_URL": "ftp://x", "DEFAULT_CONFIG": "[]", "SANDBOX_TMP_SIZE": "much", "MESSAGE_TIMEOUT": "soon",
+		"FREEZE_AFTER": "-1s", "STOP_AFTER": "later", "ARCHIVE_AFTER": "-1h", "DELETE_AFTER": "30d", "MAX_AWAKE": "-24h", "SNAPSHOTS_KEPT": "0",
+		"MIRROR_EXCLUDE": "dist,,a", "PERSIST_CONCURRENCY": "0", "SNAPSHOT_TIMEOUT": "0s", "RESTORE_TIMEOUT": "-1s", "S3_ADDRESSING": "host",
 	} {
 		t.Run(variable, func(t *testing.T) {
 			t.Parallel()
 			_, err := Load(map[string]string{variable: value})
 			if err == nil || !strings.Contains(err.Error(), variable) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// onS3 is an environment with a bucket, changed by what is given.
+func onS3(changes map[string]string) map[string]string {
+	environ := map[string]string{
+		"S3_ENDPOINT": "https://s3.example.com", "S3_BUCKET": "agentpod", "S3_PREFIX": "a/b/", "S3_ADDRESSING": "path",
+		"S3_ACCESS_KEY_ID": "id", "S3_SECRET_ACCESS_KEY": "the-secret", "S3_CA_FILE": "ca.pem",
+		"SEALING_KEY": strings.Repeat("ab", 32), "SEALING_KEYS_FORMER": strings.Repeat("cd", 32) + "," + strings.Repeat("ef", 32),
+	}
+	maps.Copy(environ, changes)
+	return environ
+}
+
+func TestABucketIsReadFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	c, err := Load(onS3(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.S3Endpoint != "https://s3.example.com" || c.S3Bucket != "agentpod" || c.S3Prefix != "a/b/" || c.S3Addressing != "path" || c.S3AccessKeyID != "id" ||
+		c.S3SecretAccessKey != "the-secret" || c.S3CAFile != "ca.pem" || len(c.SealingKeysFormer) != 2 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestABadBucketIsNamedWithItsShape(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ variable, value, says string }{
+		"an endpoint without a scheme":  {"S3_ENDPOINT", "s3.example.com", "S3_ENDPOINT must be a URL"},
+		"an endpoint with a bucket":     {"S3_ENDPOINT", "https://s3.example.com/agentpod", "S3_ENDPOINT must be a URL"},
+		"an endpoint with a password":   {"S3_ENDPOINT", "https://id:the-secret@s3.example.com", "S3_ENDPOINT must be a URL"},
+		"a CA file without TLS":         {"S3_ENDPOINT", "http://s3.example.com", "S3_CA_FILE"},
+		"no endpoint, but a bucket":     {"S3_ENDPOINT", "", "S3_ENDPOINT must be set"},
+		"no bucket":                     {"S3_BUCKET", "", "S3_BUCKET must be"},
+		"no access key":                 {"S3_ACCESS_KEY_ID", "", "S3_ACCESS_KEY_ID must be"},
+		"no secret":                     {"S3_SECRET_ACCESS_KEY", "", "S3_SECRET_ACCESS_KEY must be"},
+		"a prefix without its slash":    {"S3_PREFIX", "agentpod", "S3_PREFIX must be"},
+		"a prefix that begins with one": {"S3_PREFIX", "/agentpod/", "S3_PREFIX must be"},
+		"a prefix that climbs":          {"S3_PREFIX", "a/../", "S3_PREFIX must be"},
+		"no sealing key":                {"SEALING_KEY", "", "openssl rand -hex 32"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := Load(onS3(map[string]string{c.variable: c.value}))
+			if err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "the-secret") {
 				t.Errorf("%v", err)
 			}
 		})
@@ -84,7 +141,7 @@ func TestTheREADMEHasEveryVariable(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(string(raw), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(string(raw), -1) {
 		rows[m[1]] = strings.Trim(strings.TrimSpace(m[2]), "`")
 	}
 	typ := reflect.TypeFor[Config]()

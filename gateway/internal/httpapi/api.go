@@ -86,6 +86,9 @@ func (a *API) routes(e *echo.Echo) {
 	e.DELETE("/sandbox/:id", a.remove)
 	e.POST("/sandbox/:id/wake", a.wake)
 	e.POST("/sandbox/:id/message", a.message)
+	e.POST("/sandbox/:id/hibernate", a.hibernate)
+	e.POST("/sandbox/:id/sync", a.sync)
+	e.GET("/sandbox/:id/snapshots", a.snapshots)
 	e.POST("/sandbox/:id/exec", a.exec)
 	e.GET("/sandbox/:id/logs", a.logs)
 	e.GET("/sandbox/:id/stats", a.stats)
@@ -196,6 +199,9 @@ func rawPath(r *http.Request) string {
 	return r.URL.EscapedPath()
 }
 
+// syncFailed marks a request whose error has another shape: SyncFailure.
+const syncFailed = "syncFailed"
+
 // fail puts an error on the wire, if nothing is there yet.
 func (a *API) fail(err error, c echo.Context) {
 	if c.Request().Context().Err() != nil {
@@ -223,7 +229,10 @@ func (a *API) fail(err error, c echo.Context) {
 	if after := retryAfter(e, status); after > 0 {
 		c.Response().Header().Set("Retry-After", strconv.Itoa(int((after+time.Second-1)/time.Second)))
 	}
-	body := sandbox.ErrorResponse{Error: e.Message, Code: e.Code, SessionID: e.SessionID}
+	var body any = sandbox.ErrorResponse{Error: e.Message, Code: e.Code, SessionID: e.SessionID}
+	if c.Get(syncFailed) != nil {
+		body = sandbox.SyncFailure{Error: e.Message, Code: e.Code, SandboxID: c.Param("id")}
+	}
 	if c.Request().Method == http.MethodHead {
 		_ = c.NoContent(status)
 		return

@@ -158,17 +158,14 @@ func TestBodies(t *testing.T) {
 	}
 }
 
-func TestPassiveRequestsAreHealthAndEvents(t *testing.T) {
+func TestHealthAndEventsDoNotWake(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]bool{
 		"/global/health": true, "/api/health": true, "/event": true, "/global/event": true, "/api/event": true, "/api/session/ses_1/event": true,
 		"/session": false, "/session/ses_1/message": false, "/event/x": false, "": false, "/api/session": false,
 	} {
-		if got := passive(http.MethodGet, path); got != want {
+		if got := healthPath(path) || eventPath(path); got != want {
 			t.Errorf("%s: %v", path, got)
-		}
-		if passive(http.MethodPost, path) {
-			t.Errorf("POST %s is passive", path)
 		}
 	}
 }

@@ -40,10 +40,11 @@ func (a *API) exec(c echo.Context) error {
 	if timeout == 0 {
 		timeout = a.settings.ExecTimeout
 	}
-	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), true)
+	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), lifecycle.Working)
 	if err != nil {
 		return err
 	}
+	defer h.Release()
 	ctx, cancel := a.within(c, h, timeout+10*time.Second)
 	defer cancel()
 	guestReq := guest.ExecRequest{
@@ -162,10 +163,11 @@ func (a *API) readFile(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), true)
+	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), lifecycle.Looking)
 	if err != nil {
 		return err
 	}
+	defer h.Release()
 	ctx, cancel := a.within(c, h, fileTimeout)
 	defer cancel()
 	f, err := h.Guest.ReadFile(ctx, path)
@@ -213,10 +215,11 @@ func (a *API) writeFile(c echo.Context) error {
 		}
 		mode = fs.FileMode(n)
 	}
-	h, err := a.Manager.Use(r.Context(), c.Param("id"), true)
+	h, err := a.Manager.Use(r.Context(), c.Param("id"), lifecycle.Working)
 	if err != nil {
 		return err
 	}
+	defer h.Release()
 	ctx, cancel := a.within(c, h, fileTimeout)
 	defer cancel()
 	body := http.MaxBytesReader(c.Response(), r.Body, a.settings.MaxUpload)
@@ -231,10 +234,11 @@ func (a *API) deleteFile(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), true)
+	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), lifecycle.Working)
 	if err != nil {
 		return err
 	}
+	defer h.Release()
 	ctx, cancel := a.within(c, h, time.Minute)
 	defer cancel()
 	if err := h.Guest.DeleteFile(ctx, path); err != nil {

@@ -21,7 +21,12 @@ const maxTurn = 24 * time.Hour
 type turnEnd struct {
 	result turn.Result
 	err    error
+	synced lifecycle.Synced
 }
+
+// syncPatience is how long a reply waits for the sync that follows its turn; the
+// counts are those of the sync before if it takes longer.
+const syncPatience = time.Second
 
 // message runs one turn. The turn is not the request's: a caller that leaves,
 // or asks not to wait, does not end it.
@@ -35,19 +40,20 @@ func (a *API) message(c echo.Context) error {
 	}
 	ctx, id := c.Request().Context(), c.Param("id")
 	if len(req.Config) > 0 {
-		if _, err := a.Manager.Wake(ctx, id, req.Config); err != nil {
+		if _, err := a.Manager.Wake(ctx, id, req.Config, ""); err != nil {
 			return err
 		}
 	}
-	h, err := a.Manager.Use(ctx, id, true)
+	h, err := a.Manager.Use(ctx, id, lifecycle.Working)
 	if err != nil {
 		return err
 	}
 	session := make(chan string, 1)
 	ended := make(chan turnEnd, 1)
 	a.running.Go(func() {
+		defer h.Release()
 		result, err := a.turn(h, req, session)
-		ended <- turnEnd{result, err}
+		ended <- turnEnd{result, err, a.Manager.Persist(h.Life, h, syncPatience)}
 	})
 	if wantsAsync(c.Request()) {
 		return a.accepted(c, session, ended)
@@ -106,6 +112,7 @@ func (a *API) answer(c echo.Context, end turnEnd) error {
 	r := end.result
 	return c.JSON(http.StatusOK, sandbox.MessageResponse{
 		SessionID: r.SessionID, Response: r.Response, Parts: r.Parts,
+		Sync:  sandbox.SyncCounts{SyncedFiles: end.synced.Files, TotalSize: end.synced.Bytes},
 		Error: r.ErrText, ErrorDetails: r.Err,
 	})
 }

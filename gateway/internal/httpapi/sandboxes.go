@@ -91,11 +91,49 @@ func (a *API) wake(c echo.Context) error {
 	if err := decode(c, maxConfigBody, true, &req); err != nil {
 		return err
 	}
-	resp, err := a.Manager.Wake(c.Request().Context(), c.Param("id"), req.Config)
+	resp, err := a.Manager.Wake(c.Request().Context(), c.Param("id"), req.Config, req.Snapshot)
 	if err != nil {
 		return err
 	}
 	return c.JSON(http.StatusOK, resp)
+}
+
+func (a *API) hibernate(c echo.Context) error {
+	var req sandbox.HibernateRequest
+	if err := decode(c, maxSmallBody, true, &req); err != nil {
+		return err
+	}
+	resp, err := a.Manager.Hibernate(c.Request().Context(), c.Param("id"), req.Tier, req.Force)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, resp)
+}
+
+func (a *API) snapshots(c echo.Context) error {
+	all, err := a.Manager.Snapshots(c.Request().Context(), c.Param("id"))
+	if err != nil {
+		return err
+	}
+	resp := sandbox.SnapshotsResponse{Snapshots: make([]sandbox.Snapshot, 0, len(all))}
+	for _, s := range all {
+		resp.Snapshots = append(resp.Snapshots, s.Wire())
+	}
+	return c.JSON(http.StatusOK, resp)
+}
+
+// sync ignores the body. Its errors have what the worker's callers look for too.
+func (a *API) sync(c echo.Context) error {
+	id := c.Param("id")
+	synced, err := a.Manager.Sync(c.Request().Context(), id)
+	if err != nil {
+		c.Set(syncFailed, true)
+		return err
+	}
+	return c.JSON(http.StatusOK, sandbox.SyncResponse{
+		Success: true, SandboxID: id, SyncedFiles: synced.Files, SkippedFiles: synced.Skipped,
+		TotalSize: synced.Bytes, Timestamp: sandbox.At(time.Now()),
+	})
 }
 
 func (a *API) stats(c echo.Context) error {

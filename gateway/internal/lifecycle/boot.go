@@ -43,19 +43,20 @@ func (m *Manager) bootSlot(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// newContainer makes the container of the box's record, not started.
-func (m *Manager) newContainer(ctx context.Context, b *box) (Container, error) {
+// newContainer makes the container of the box's record on a volume, not started.
+func (m *Manager) newContainer(ctx context.Context, b *box, volume string) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	rec := b.record()
 	return m.runtime.Create(ctx, Spec{
 		SandboxID: rec.SandboxID,
-		Volume:    rec.Volume,
+		Volume:    volume,
 		Env:       map[string]string{guest.TokenHashEnv: tokenHash(rec.Secrets.Token)},
 	})
 }
 
-// container finds the sandbox's container or makes it again on its volume.
+// container finds the sandbox's container or makes it again on its volume. It is
+// errNoDisk if that is gone.
 func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
@@ -74,10 +75,7 @@ func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 		return Container{}, err
 	}
 	if !slices.Contains(volumes, rec.Volume) {
-		if err := m.become(b, stateLost, false); err != nil {
-			return Container{}, err
-		}
-		return Container{}, lostError(rec.SandboxID, "")
+		return Container{}, errNoDisk
 	}
 	// One of that name and not of the record is a leftover of an old start.
 	if stale, err := m.runtime.Find(ctx, rec.SandboxID); err == nil {
@@ -85,7 +83,7 @@ func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 			return Container{}, err
 		}
 	}
-	cont, err := m.newContainer(ctx, b)
+	cont, err := m.newContainer(ctx, b, rec.Volume)
 	if err != nil {
 		return cont, err
 	}
@@ -102,6 +100,7 @@ func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Clie
 	case ContainerRunning:
 	case ContainerPaused:
 		err = m.runtime.Unpause(engineCtx, cont.ID)
+		cont.State = ContainerRunning
 	default:
 		cont, err = m.runtime.Start(engineCtx, cont.ID)
 	}
@@ -193,6 +192,9 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 	if err != nil {
 		return applied, fmt.Errorf("starting OpenCode: %w", err)
 	}
+	b.mu.Lock()
+	b.rec.Version = printable.Line(applied.Version, maxShown) // written with the next change
+	b.mu.Unlock()
 	return applied, nil
 }
 

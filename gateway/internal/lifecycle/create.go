@@ -23,6 +23,8 @@ type plan struct {
 	repo       *Repository
 	config     Config
 	rawConfig  json.RawMessage
+	idle       sandbox.Idle
+	mirrored   bool // somebody left a mirror under this id
 }
 
 const maxUserID = 256
@@ -40,6 +42,9 @@ func (m *Manager) plan(req sandbox.CreateRequest) (plan, error) {
 		return p, err
 	}
 	if p.config, err = ParseConfig(req.Config); err != nil {
+		return p, err
+	}
+	if p.idle, err = checkIdle(req.Idle); err != nil {
 		return p, err
 	}
 	if p.config.Empty() {
@@ -136,15 +141,14 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	now := time.Now().UTC()
 	rec := Record{
 		SandboxID: p.id, UserID: p.userID, Incarnation: strings.ToLower(rand.Text()), Phase: PhaseCreating,
-		CreatedAt: now, LastActiveAt: now, Directory: p.directory,
+		CreatedAt: now, LastActiveAt: now, Directory: p.directory, Volume: newVolume(), Idle: p.idle,
 		Secrets: Secrets{Token: secret(), Password: secret(), Config: p.rawConfig},
 	}
-	rec.Volume = "agentpod-" + rec.Incarnation
 	if p.repo != nil {
 		rec.GitURL, rec.GitBranch = p.repo.URL, p.repo.Branch
 	}
 	b.mu.Lock()
-	b.rec, b.lastActive = rec, now
+	b.rec, b.lastActive, b.lastRequest = rec, now, now
 	b.mu.Unlock()
 	defer func() {
 		if err == nil {
@@ -163,10 +167,11 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 		return 0, atStep(ctx, "queue", err)
 	}
 	defer release()
-	cont, err := m.newContainer(ctx, b)
+	cont, mirrored, err := m.prepare(ctx, b)
 	if err != nil {
-		return 0, atStep(ctx, "container", err)
+		return 0, err
 	}
+	p.mirrored = mirrored
 	if written, err = m.bring(ctx, b, cont, p, release); err != nil {
 		return 0, err
 	}
@@ -182,6 +187,27 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began))
 	m.notify(rec, sandbox.EventSandboxCreated, map[string]any{"filesWritten": written})
 	return written, nil
+}
+
+// prepare makes the container and the room in the store, and finds out whether a
+// mirror is there that the workspace has to begin with.
+func (m *Manager) prepare(ctx context.Context, b *box) (cont Container, mirrored bool, err error) {
+	rec := b.record()
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		cont, err = m.newContainer(groupCtx, b, rec.Volume)
+		return atStepOrNil(ctx, "container", err)
+	})
+	group.Go(func() (err error) {
+		groupCtx, cancel := context.WithTimeout(groupCtx, m.settings.Deadlines.Store)
+		defer cancel()
+		if err := m.workspaces.Begin(groupCtx, rec.ref()); err != nil {
+			return atStep(ctx, "store", err)
+		}
+		mirrored, err = m.workspaces.Mirrored(groupCtx, rec.SandboxID)
+		return atStepOrNil(ctx, "store", err)
+	})
+	return cont, mirrored, group.Wait()
 }
 
 func secret() string { return rand.Text() + rand.Text() }
@@ -211,6 +237,12 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 	g, err := m.open(ctx, b, cont)
 	if err != nil {
 		return 0, err
+	}
+	if p.mirrored {
+		if err := m.importMirror(ctx, b, g); err != nil {
+			return 0, err
+		}
+		p.repo = nil // the workspace is not empty
 	}
 	elsewhere := p.directory != guest.Workspace
 	if elsewhere && p.repo != nil {
@@ -244,9 +276,21 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 		return 0, err
 	}
 	b.mu.Lock()
-	b.attached = true
+	b.attached, b.dirty = true, true
 	b.mu.Unlock()
 	return p.config.CountWritten(applied.Written), nil
+}
+
+// importMirror begins a workspace with the files of a mirror.
+func (m *Manager) importMirror(ctx context.Context, b *box, g *guest.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Restore)
+	defer cancel()
+	files, err := m.workspaces.Import(ctx, b.record().ref(), g)
+	if err != nil {
+		return atStep(ctx, "mirror", err)
+	}
+	m.log.Info("restored from a mirror", "sandboxId", b.id, "files", files)
+	return nil
 }
 
 func atStepOrNil(ctx context.Context, step string, err error) error {
@@ -259,10 +303,13 @@ func atStepOrNil(ctx context.Context, step string, err error) error {
 // createAgain is a create of a sandbox that its owner has already: it is brought
 // up with the config, and an empty workspace is filled.
 func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int, err error) {
-	if written, err = m.up(ctx, b, given(p.config, p.rawConfig)); err != nil || p.repo == nil {
+	done, err := m.up(ctx, b, wish{config: given(p.config, p.rawConfig)})
+	written = done.written
+	if err != nil || p.repo == nil {
 		return written, err
 	}
 	b.mu.Lock()
+	b.requestedLocked(Working)
 	g := b.guest
 	b.mu.Unlock()
 	empty, err := workspaceEmpty(ctx, g)

@@ -33,8 +33,8 @@ func (m *Manager) Delete(ctx context.Context, id string) error {
 	}
 }
 
-// destroy removes container, volume and record, in that order, so that what is
-// interrupted is found again. The caller holds serial.
+// destroy removes container, volume, what is stored and the record, in that
+// order, so that what is interrupted is found again. The caller holds serial.
 func (m *Manager) destroy(ctx context.Context, b *box) error {
 	b.mu.Lock()
 	gone, st, rec, run := b.gone, b.state, b.rec, b.cont.Run()
@@ -52,8 +52,7 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 		return err
 	}
 	// A delete that was asked for is finished, whoever leaves meanwhile.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	if rec.Phase == PhaseReady && !unreadable {
 		// So that a restart goes on with it. A store that cannot be written must not
 		// keep anything from being deleted: that frees space.
@@ -61,10 +60,16 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 			m.log.Warn("a delete could not be noted", "sandboxId", b.id, "error", err)
 		}
 	}
+	b.stopPersisting()
 	m.links.Drop(run)
 	if err := m.removeFromEngine(ctx, rec, b.id); err != nil {
 		return err
 	}
+	if err := m.purge(ctx, rec, b.id); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
+	defer cancel()
 	if err := m.store.Delete(ctx, b.id); err != nil {
 		return sandbox.Errorf(sandbox.CodeStoreAway, "the sandbox's record could not be removed; delete it again").WithCause(err)
 	}
@@ -80,7 +85,18 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	return nil
 }
 
+// purge removes what is stored of a sandbox but its record.
+func (m *Manager) purge(ctx context.Context, rec Record, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Purge)
+	defer cancel()
+	ref := rec.ref()
+	ref.SandboxID = id // a record that cannot be read has none
+	return m.workspaces.Delete(ctx, ref)
+}
+
 func (m *Manager) removeFromEngine(ctx context.Context, rec Record, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
 	// By name: a create that was interrupted has not noted the container's id.
 	cont, err := m.runtime.Find(ctx, id)
 	switch {

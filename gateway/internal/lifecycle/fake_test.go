@@ -37,6 +37,9 @@ type world struct {
 	containers map[string]*Container // by id
 	volumes    map[string]bool
 	records    map[string]Stored
+	snapshots  map[string][]Snapshot // by sandbox id, the newest first
+	mirrors    map[string]bool
+	status     guest.Status
 	unreadable map[string]error
 	serial     int
 	calls      map[string]int
@@ -59,6 +62,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		t: t, containers: map[string]*Container{}, volumes: map[string]bool{}, records: map[string]Stored{},
+		snapshots: map[string][]Snapshot{}, mirrors: map[string]bool{}, status: guest.Status{OpenCode: guest.OpenCode{State: guest.StateReady}},
 		unreadable: map[string]error{}, calls: map[string]int{}, fail: map[string]error{},
 		block: map[string]chan struct{}{}, entered: map[string]chan struct{}{}, execReply: guest.ExecEvent{Type: "exit"},
 	}
@@ -74,11 +78,12 @@ func (w *world) manager(change ...func(*Settings)) *Manager {
 	settings.Deadlines.Hold = 5 * time.Second
 	settings.Deadlines.Engine = 5 * time.Second
 	settings.Deadlines.Guest = 2 * time.Second
-	settings.ReconcileEvery = time.Hour
+	settings.ReconcileEvery, settings.LookEvery = time.Hour, time.Hour
+	settings.PersistPause = 0
 	for _, c := range change {
 		c(&settings)
 	}
-	m := New(settings, w, storeOf{w}, linksOf{w}, noticesOf{w}, slog.New(slog.DiscardHandler))
+	m := New(settings, w, storeOf{w}, workspacesOf{w}, linksOf{w}, noticesOf{w}, slog.New(slog.DiscardHandler))
 	if err := m.Start(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -157,6 +162,12 @@ func (w *world) left() string {
 	}
 	for id := range w.records {
 		all = append(all, "record "+id)
+	}
+	for id := range w.snapshots {
+		all = append(all, "snapshots "+id)
+	}
+	for id := range w.mirrors {
+		all = append(all, "mirror "+id)
 	}
 	slices.Sort(all)
 	return strings.Join(all, ", ")
@@ -414,6 +425,82 @@ func (s storeOf) List(ctx context.Context) (Listing, error) {
 	return Listing{Stored: slices.Collect(maps.Values(s.w.records)), Unreadable: maps.Clone(s.w.unreadable)}, nil
 }
 
+// --- what is kept ---
+
+type workspacesOf struct{ w *world }
+
+func (k workspacesOf) Begin(ctx context.Context, _ Ref) error { return k.w.step(ctx, "Begin") }
+
+func (k workspacesOf) Snapshot(ctx context.Context, ref Ref, g *guest.Client) (Snapshot, error) {
+	if err := k.w.step(ctx, "Snapshot"); err != nil {
+		return Snapshot{}, err
+	}
+	if _, err := g.OpenCode(ctx); err != nil {
+		return Snapshot{}, err
+	}
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	k.w.serial++
+	taken := Snapshot{ID: fmt.Sprint("snap", k.w.serial), CreatedAt: time.Now(), Files: 3, Bytes: 30}
+	k.w.snapshots[ref.SandboxID] = append([]Snapshot{taken}, k.w.snapshots[ref.SandboxID]...)
+	return taken, nil
+}
+
+func (k workspacesOf) Snapshots(ctx context.Context, ref Ref) ([]Snapshot, error) {
+	if err := k.w.step(ctx, "Snapshots"); err != nil {
+		return nil, err
+	}
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	return slices.Clone(k.w.snapshots[ref.SandboxID]), nil
+}
+
+func (k workspacesOf) Restore(ctx context.Context, ref Ref, id string, part Part, _ *guest.Client) (int64, error) {
+	if err := k.w.step(ctx, fmt.Sprint("Restore", part)); err != nil {
+		return 0, err
+	}
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	for _, s := range k.w.snapshots[ref.SandboxID] {
+		if id == "" || s.ID == id {
+			return int64(part), nil
+		}
+	}
+	return 0, sandbox.Errorf(sandbox.CodeSnapshotNotFound, "no such snapshot")
+}
+
+func (k workspacesOf) Sync(ctx context.Context, ref Ref, _ *guest.Client) (Synced, error) {
+	if err := k.w.step(ctx, "Sync"); err != nil {
+		return Synced{}, err
+	}
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	k.w.mirrors[ref.SandboxID] = true
+	return Synced{Files: 2, Bytes: 20}, nil
+}
+
+func (k workspacesOf) Mirrored(ctx context.Context, id string) (bool, error) {
+	err := k.w.step(ctx, "Mirrored")
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	return k.w.mirrors[id], err
+}
+
+func (k workspacesOf) Import(ctx context.Context, _ Ref, _ *guest.Client) (int64, error) {
+	return 1, k.w.step(ctx, "Import")
+}
+
+func (k workspacesOf) Delete(ctx context.Context, ref Ref) error {
+	if err := k.w.step(ctx, "Delete"); err != nil {
+		return err
+	}
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	delete(k.w.snapshots, ref.SandboxID)
+	delete(k.w.mirrors, ref.SandboxID)
+	return nil
+}
+
 // --- the path and the guest behind it ---
 
 type linksOf struct{ w *world }
@@ -485,7 +572,10 @@ func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {
 	case guest.RouteOpenCode:
 		_ = json.NewEncoder(rw).Encode(guest.OpenCode{State: guest.StateReady})
 	default:
-		_ = json.NewEncoder(rw).Encode(guest.Status{OpenCode: guest.OpenCode{State: guest.StateReady}})
+		w.mu.Lock()
+		status := w.status
+		w.mu.Unlock()
+		_ = json.NewEncoder(rw).Encode(status)
 	}
 }
 

@@ -69,6 +69,14 @@ type Settings struct {
 	GitProtocols []string
 	// ReconcileEvery is the period of the comparison of store and engine.
 	ReconcileEvery time.Duration
+	// Idle says when sandboxes are put to sleep that say nothing else.
+	Idle Idle
+	// LookEvery is how often that is looked at.
+	LookEvery time.Duration
+	// PersistPause is for how long a sandbox is left alone before what was done
+	// in it is stored, and PersistRetry how long after that, or a step down the
+	// ladder, has failed it is tried again.
+	PersistPause, PersistRetry time.Duration
 }
 
 // DefaultSettings are what a gateway starts from.
@@ -80,18 +88,23 @@ func DefaultSettings() Settings {
 		MaxHeld:         128,
 		GitProtocols:    DefaultGitProtocols(),
 		ReconcileEvery:  time.Minute,
+		Idle:            DefaultIdle(),
+		LookEvery:       time.Second,
+		PersistPause:    2 * time.Second,
+		PersistRetry:    30 * time.Second,
 	}
 }
 
 // Manager keeps the sandboxes. All methods are safe for concurrent use; what
 // concerns one sandbox happens one after another.
 type Manager struct {
-	settings Settings
-	runtime  Runtime
-	store    Store
-	links    Links
-	notices  Notices
-	log      *slog.Logger
+	settings   Settings
+	runtime    Runtime
+	store      Store
+	workspaces Workspaces
+	links      Links
+	notices    Notices
+	log        *slog.Logger
 
 	base      context.Context //nolint:containedctx // the parent of work that outlives a request
 	shutdown  context.CancelCauseFunc
@@ -109,17 +122,37 @@ type box struct {
 	id     string
 	serial chan struct{}
 
-	mu         sync.Mutex
-	state      state
-	rec        Record
-	version    Version
-	cont       Container
-	link       Link
-	guest      *guest.Client
-	attached   bool            // sandboxd has confirmed OpenCode in this run
-	life       context.Context //nolint:containedctx // ends with the incarnation
-	end        context.CancelCauseFunc
-	lastActive time.Time
+	mu       sync.Mutex
+	state    state
+	rec      Record
+	version  Version
+	cont     Container
+	link     Link
+	guest    *guest.Client
+	attached bool            // sandboxd has confirmed OpenCode in this run
+	volume   string          // of a container that is being restored, not on record yet
+	life     context.Context //nolint:containedctx // ends with the incarnation
+	end      context.CancelCauseFunc
+	// lastActive is the last activity of any kind, lastRequest that of a caller;
+	// inUse counts the uses that have not ended.
+	lastActive  time.Time
+	lastRequest time.Time
+	inUse       int
+	watchers    map[*Watcher]struct{}
+
+	// dirty is set while something was done that is not stored yet.
+	dirty         bool
+	persisting    bool
+	persistFailed bool
+	nextRun       *persistRun
+	endPersist    func()
+	persistAfter  time.Time // no sooner
+	descendAfter  time.Time // no sooner
+	synced        Synced    // as of the last sync
+	snapshot      *Snapshot // the newest
+	looking       bool      // lookAt is at it
+	nudged        bool      // Nudge is at it
+
 	gone       bool // no longer in the manager's map
 	unreadable bool // the record exists and cannot be read
 	lastError  string
@@ -130,10 +163,10 @@ type box struct {
 }
 
 // New makes a Manager. Start must be called before it serves.
-func New(settings Settings, runtime Runtime, store Store, links Links, notices Notices, log *slog.Logger) *Manager {
+func New(settings Settings, runtime Runtime, store Store, workspaces Workspaces, links Links, notices Notices, log *slog.Logger) *Manager {
 	base, shutdown := context.WithCancelCause(context.Background())
 	return &Manager{
-		settings: settings, runtime: runtime, store: store, links: links, notices: notices, log: log,
+		settings: settings, runtime: runtime, store: store, workspaces: workspaces, links: links, notices: notices, log: log,
 		base: base, shutdown: shutdown,
 		bootSlots: make(chan struct{}, max(1, settings.BootConcurrency)),
 		boxes:     map[string]*box{},
@@ -149,6 +182,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.work.Go(m.follow)
 	m.work.Go(m.tick)
+	m.work.Go(m.look)
 	return nil
 }
 
@@ -178,7 +212,7 @@ func (m *Manager) Ready(ctx context.Context) error {
 
 // newBox makes a box in the map's lock.
 func (m *Manager) newBox(id string) *box {
-	b := &box{id: id, serial: make(chan struct{}, 1), state: stateAbsent}
+	b := &box{id: id, serial: make(chan struct{}, 1), state: stateAbsent, watchers: map[*Watcher]struct{}{}}
 	b.life, b.end = context.WithCancelCause(m.base)
 	m.boxes[id] = b
 	return b
@@ -336,8 +370,11 @@ func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error 
 	defer cancel()
 	b.mu.Lock()
 	rec, version := b.rec, b.version
+	rec.LastError, rec.LastActiveAt = b.lastError, b.lastActive
+	if b.snapshot != nil {
+		rec.Snapshot = b.snapshot
+	}
 	b.mu.Unlock()
-	rec.LastError = b.lastErrorNow()
 	change(&rec)
 	version, err := m.store.Update(ctx, rec, version)
 	if version != "" {

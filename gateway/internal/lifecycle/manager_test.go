@@ -168,7 +168,7 @@ func TestNothingOfADeletedSandboxLivesOn(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
 	w.mustCreate(m, "a")
-	old, err := m.Use(t.Context(), "a", true)
+	old, err := m.Use(t.Context(), "a", Looking)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func TestNothingOfADeletedSandboxLivesOn(t *testing.T) {
 	if _, err := m.Create(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
-	fresh, err := m.Use(t.Context(), "a", true)
+	fresh, err := m.Use(t.Context(), "a", Looking)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestRequestsForAStoppedSandboxShareOneStart(t *testing.T) {
 	var group sync.WaitGroup
 	for range 10 {
 		group.Go(func() {
-			if _, err := m.Use(t.Context(), "a", true); err != nil {
+			if _, err := m.Use(t.Context(), "a", Looking); err != nil {
 				t.Error(err)
 			}
 		})
@@ -259,7 +259,7 @@ func TestRequestsThatWaitShareOneFailure(t *testing.T) {
 	entered, release := w.hold("Start")
 	w.setFail("Start", errInjected)
 	results := make(chan error, 4)
-	use := func() { _, err := m.Use(t.Context(), "a", true); results <- err }
+	use := func() { _, err := m.Use(t.Context(), "a", Looking); results <- err }
 	go use()
 	<-entered
 	go use()
@@ -280,7 +280,7 @@ func TestRequestsThatWaitShareOneFailure(t *testing.T) {
 		t.Errorf("started %d times, want one failing try for all", n-1)
 	}
 	w.setFail("Start", nil)
-	if _, err := m.Use(t.Context(), "a", true); err != nil {
+	if _, err := m.Use(t.Context(), "a", Looking); err != nil {
 		t.Errorf("it does not heal: %v", err)
 	}
 }
@@ -347,11 +347,11 @@ func TestARestartPutsStoreAndEngineTogether(t *testing.T) {
 		return status("runs") == sandbox.StatusRunning && !strings.Contains(left, "half") && !strings.Contains(left, "dying") && !strings.Contains(left, "orphan")
 	})
 	for _, id := range []string{"runs", "exited", "vanished"} {
-		if _, err := m.Use(t.Context(), id, true); err != nil {
+		if _, err := m.Use(t.Context(), id, Looking); err != nil {
 			t.Errorf("%s cannot be used: %v", id, err)
 		}
 	}
-	if _, err := m.Use(t.Context(), "lost", true); !sandbox.HasCode(err, sandbox.CodeWorkspaceLost) {
+	if _, err := m.Use(t.Context(), "lost", Looking); !sandbox.HasCode(err, sandbox.CodeWorkspaceLost) {
 		t.Errorf("lost: %v", err)
 	}
 	if got := status("lost"); got != sandbox.StatusError {
@@ -404,7 +404,7 @@ func TestAContainerRemovedBehindOurBackIsNoticed(t *testing.T) {
 	if err != nil || info.Status != sandbox.StatusStopped || !strings.Contains(info.LastError, "removed outside") {
 		t.Errorf("get: %+v, %v", info, err)
 	}
-	if _, err := m.Use(t.Context(), "a", true); err != nil {
+	if _, err := m.Use(t.Context(), "a", Looking); err != nil {
 		t.Errorf("it does not come back on its volume: %v", err)
 	}
 }
@@ -415,7 +415,7 @@ func TestAConfigThatOpenCodeRejectsIsNotKept(t *testing.T) {
 	m := w.manager()
 	w.mustCreate(m, "a")
 	w.setFail(guest.RouteConfig, sandbox.Errorf(sandbox.CodeConfigRejected, "model must be a string"))
-	_, err := m.Wake(t.Context(), "a", []byte(`{"model":1}`))
+	_, err := m.Wake(t.Context(), "a", []byte(`{"model":1}`), "")
 	if !sandbox.HasCode(err, sandbox.CodeConfigRejected) || !strings.Contains(err.Error(), "model must be a string") {
 		t.Fatalf("wake: %v", err)
 	}
@@ -423,7 +423,7 @@ func TestAConfigThatOpenCodeRejectsIsNotKept(t *testing.T) {
 		t.Errorf("record has %s", got)
 	}
 	w.setFail(guest.RouteConfig, nil)
-	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/y"}`)); err != nil {
+	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/y"}`), ""); err != nil {
 		t.Fatal(err)
 	}
 	if got := string(w.records["a"].Record.Secrets.Config); got != `{"model":"x/y"}` {
@@ -523,11 +523,11 @@ func TestAConfigThatIsBrokenCanBeReplaced(t *testing.T) {
 	w.mustCreate(m, "a")
 	w.die(m, "a", 1)
 	w.setFail(guest.RouteStart, sandbox.Errorf(sandbox.CodeConfigRejected, "what is on record is broken"))
-	if _, err := m.Wake(t.Context(), "a", nil); !sandbox.HasCode(err, sandbox.CodeConfigRejected) {
+	if _, err := m.Wake(t.Context(), "a", nil, ""); !sandbox.HasCode(err, sandbox.CodeConfigRejected) {
 		t.Fatalf("wake with the broken one: %v", err)
 	}
 	w.acceptConfig(`"model": "good/one"`)
-	resp, err := m.Wake(t.Context(), "a", []byte(`{"model":"good/one"}`))
+	resp, err := m.Wake(t.Context(), "a", []byte(`{"model":"good/one"}`), "")
 	if err != nil || resp.FilesWritten != 1 {
 		t.Fatalf("wake with a good one: %+v, %v", resp, err)
 	}
@@ -543,7 +543,7 @@ func TestAWakeThatFailsLeavesNothingRunning(t *testing.T) {
 	w.mustCreate(m, "a")
 	w.die(m, "a", 1)
 	w.setFail(guest.RouteStart, errInjected)
-	if _, err := m.Use(t.Context(), "a", true); err == nil {
+	if _, err := m.Use(t.Context(), "a", Looking); err == nil {
 		t.Fatal("no error")
 	}
 	m.reconcile(t.Context())
@@ -555,7 +555,7 @@ func TestAWakeThatFailsLeavesNothingRunning(t *testing.T) {
 		t.Errorf("lastError = %q, want the sentence alone", info.LastError)
 	}
 	w.setFail(guest.RouteStart, nil)
-	if _, err := m.Use(t.Context(), "a", true); err != nil {
+	if _, err := m.Use(t.Context(), "a", Looking); err != nil {
 		t.Fatal(err)
 	}
 	if info, _ := m.Get(t.Context(), "a"); info.LastError != "" {
@@ -613,11 +613,11 @@ func TestAWriteThatLandedThoughItFailedDoesNotBlockTheNext(t *testing.T) {
 	m := w.manager()
 	w.mustCreate(m, "a")
 	w.setFail("store.Update landed", errors.New("the folder could not be synced"))
-	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/y"}`)); !sandbox.HasCode(err, sandbox.CodeStoreAway) {
+	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/y"}`), ""); !sandbox.HasCode(err, sandbox.CodeStoreAway) {
 		t.Fatalf("wake: %v", err)
 	}
 	w.setFail("store.Update landed", nil)
-	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/z"}`)); err != nil {
+	if _, err := m.Wake(t.Context(), "a", []byte(`{"model":"x/z"}`), ""); err != nil {
 		t.Errorf("the next one: %v", err)
 	}
 }
@@ -646,7 +646,7 @@ func TestADeleteDuringAWakeIsNoFailure(t *testing.T) {
 	defer release()
 	woken := make(chan error, 1)
 	go func() {
-		_, err := m.Use(t.Context(), "a", true)
+		_, err := m.Use(t.Context(), "a", Looking)
 		woken <- err
 	}()
 	<-entered

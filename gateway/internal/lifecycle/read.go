@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"slices"
@@ -39,6 +40,9 @@ func (m *Manager) containerOf(id string) (string, error) {
 	defer b.mu.Unlock()
 	if b.cont.ID != "" {
 		return b.cont.ID, nil
+	}
+	if b.state == stateArchived {
+		return "", sandbox.Errorf(sandbox.CodeConflict, "the sandbox %q is archived and has no container; wake it first", id)
 	}
 	if b.rec.ContainerID == "" {
 		return "", sandbox.Errorf(sandbox.CodeConflict, "the sandbox %q has no container yet; try again when it has been created", id)
@@ -100,6 +104,14 @@ func (b *box) info() (sandbox.Info, *guest.Client) {
 		HasWorkspace: b.state != stateLost && b.state != stateCreating,
 		CreatedAt:    sandbox.At(b.rec.CreatedAt), LastActiveAt: sandbox.At(b.lastActive),
 		GitURL: b.rec.GitURL, Directory: b.rec.Directory, LastError: b.lastError,
+		Tier: b.state.Tier(),
+	}
+	if last := cmp.Or(b.snapshot, b.rec.Snapshot); last != nil {
+		wire := last.Wire()
+		info.LastSnapshot = &wire
+	}
+	if b.state == stateStopped && b.rec.Tier == sandbox.TierStopped {
+		info.Status = sandbox.StatusSleeping // it was put there, and did not stop by itself
 	}
 	if b.state == stateRunning {
 		return info, b.guest

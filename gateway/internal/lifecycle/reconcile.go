@@ -25,7 +25,11 @@ func (m *Manager) load(ctx context.Context) error {
 		b := m.newBox(s.Record.SandboxID)
 		b.rec, b.version = s.Record, s.Version
 		b.lastActive, b.lastError = s.Record.LastActiveAt, s.Record.LastError
+		b.lastRequest = b.lastActive
 		next := stateStopped
+		if s.Record.Tier == sandbox.TierArchived {
+			next = stateArchived
+		}
 		if s.Record.Phase != PhaseReady {
 			// A create that never answered, or a delete that was interrupted.
 			next = stateDeleting
@@ -119,7 +123,7 @@ func (m *Manager) verify(ctx context.Context, b *box) {
 	b.mu.Lock()
 	st, cont := b.state, b.cont
 	b.mu.Unlock()
-	if st != stateRunning {
+	if st != stateRunning && st != stateFrozen {
 		return // an operation is on its way and finds out by itself
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
@@ -129,13 +133,30 @@ func (m *Manager) verify(ctx context.Context, b *box) {
 	case errors.Is(err, ErrNoContainer):
 		m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container was removed outside the gateway"))
 	case err != nil: // not known: the engine is asked again later
-	case now.State == ContainerRunning && now.Run() == cont.Run():
-	case now.State == ContainerPaused:
-		m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container was paused outside the gateway"))
+	case (now.State == ContainerRunning || now.State == ContainerPaused) && now.Run() == cont.Run():
+		m.followPause(b, now)
 	case now.OOMKilled:
 		m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container ran out of memory and was killed; raise SANDBOX_MEMORY"))
 	default:
 		m.halt(b, cont.Run(), sandbox.EventSandboxStopped, fmt.Errorf("the container ended with exit code %d", now.ExitCode))
+	}
+}
+
+// followPause notes that a container was paused or unpaused outside the gateway.
+func (m *Manager) followPause(b *box, now Container) {
+	release, ok := b.trySerial()
+	if !ok {
+		return // an operation is on its way
+	}
+	defer release()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.cont.Run() != now.Run():
+	case b.state == stateRunning && now.State == ContainerPaused:
+		_ = m.becomeLocked(b, stateFrozen, true)
+	case b.state == stateFrozen && now.State == ContainerRunning:
+		_ = m.becomeLocked(b, stateRunning, true)
 	}
 }
 
@@ -156,7 +177,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 	}
 	for _, b := range m.snapshot() {
 		b.mu.Lock()
-		vanished := b.state == stateRunning && !seen[b.cont.ID]
+		vanished := (b.state == stateRunning || b.state == stateFrozen) && !seen[b.cont.ID]
 		b.mu.Unlock()
 		if vanished {
 			m.verify(ctx, b)
@@ -178,10 +199,29 @@ func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
 	st, own := b.state, b.rec.ContainerID == c.ID
 	b.mu.Unlock()
 	switch {
-	case st == stateStopped && own && c.State == ContainerRunning:
+	case st == stateStopped && own && (c.State == ContainerRunning || c.State == ContainerPaused):
 		m.adopt(ctx, b, c.ID)
-	case st == stateRunning && own && c.State != ContainerRunning:
+	case st == stateRunning && own && c.State != ContainerRunning, st == stateFrozen && own && c.State != ContainerPaused:
 		m.verify(ctx, b)
+	case st == stateArchived:
+		m.removeLeftover(ctx, b, c)
+	}
+}
+
+// removeLeftover removes a container of a sandbox that is archived: the gateway
+// ended between the record and the engine.
+func (m *Manager) removeLeftover(ctx context.Context, b *box, c Container) {
+	release, ok := b.trySerial()
+	if !ok {
+		return // it is being woken
+	}
+	defer release()
+	if b.current() != stateArchived {
+		return
+	}
+	m.log.Info("removing the container of an archived sandbox", "sandboxId", b.id, "containerId", c.ID)
+	if err := m.runtime.Remove(ctx, c.ID); err != nil && !errors.Is(err, ErrNoContainer) {
+		m.log.Warn("a container could not be removed yet", "sandboxId", b.id, "error", err)
 	}
 }
 
@@ -194,7 +234,13 @@ func (m *Manager) adopt(ctx context.Context, b *box, containerID string) {
 	}
 	defer release()
 	cont, err := m.runtime.Inspect(ctx, containerID)
-	if err != nil || cont.State != ContainerRunning {
+	next := stateRunning
+	switch {
+	case err != nil:
+		return
+	case cont.State == ContainerPaused:
+		next = stateFrozen
+	case cont.State != ContainerRunning:
 		return
 	}
 	b.mu.Lock()
@@ -202,7 +248,7 @@ func (m *Manager) adopt(ctx context.Context, b *box, containerID string) {
 	if b.state != stateStopped {
 		return
 	}
-	if err := m.becomeLocked(b, stateRunning, true); err != nil {
+	if err := m.becomeLocked(b, next, true); err != nil {
 		return
 	}
 	b.cont, b.attached = cont, false
@@ -241,8 +287,8 @@ func (m *Manager) reconcileVolumes(ctx context.Context, running map[string]bool)
 		b.mu.Lock()
 		rec, st := b.rec, b.state
 		keepAll = keepAll || b.unreadable // one of the volumes may be its
+		wanted[rec.Volume], wanted[b.volume] = true, true
 		b.mu.Unlock()
-		wanted[rec.Volume] = true
 		if st == stateStopped && !running[rec.ContainerID] && !slices.Contains(volumes, rec.Volume) {
 			m.lose(b)
 		}
@@ -271,8 +317,10 @@ func (m *Manager) lose(b *box) {
 	if b.current() != stateStopped {
 		return
 	}
-	if err := m.become(b, stateLost, false); err == nil {
-		m.log.Error("a workspace is lost: its volume was removed outside the gateway", "sandboxId", b.id)
+	if err := m.fallBack(b.life, b); err != nil {
+		m.log.Warn("a sandbox whose disk is gone", "sandboxId", b.id, "error", err)
+	}
+	if b.current() == stateLost {
 		m.notify(b.record(), sandbox.EventSandboxError, map[string]any{"reason": "the workspace is lost"})
 	}
 }
@@ -289,9 +337,10 @@ func (m *Manager) saveActivity(ctx context.Context) {
 		last := b.lastActive
 		changed := b.state != stateDeleting && !b.unreadable && b.rec.Phase == PhaseReady &&
 			(last.After(b.rec.LastActiveAt) || b.lastError != b.rec.LastError)
+		changed = changed || b.state.visible() && b.snapshot != nil && (b.rec.Snapshot == nil || b.rec.Snapshot.ID != b.snapshot.ID)
 		b.mu.Unlock()
 		if changed {
-			if err := m.save(ctx, b, func(r *Record) { r.LastActiveAt = last }); err != nil {
+			if err := m.save(ctx, b, func(*Record) {}); err != nil {
 				m.log.Warn("the time of the last activity could not be written", "sandboxId", b.id, "error", err)
 			}
 		}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 // Errors of a Store.
@@ -45,6 +47,15 @@ type Record struct {
 	Volume       string    `json:"volume"`
 	ContainerID  string    `json:"containerId,omitempty"`
 	LastError    string    `json:"lastError,omitempty"`
+	// Tier is TierStopped or TierArchived if the newest snapshot is all that
+	// there is to the sandbox, and empty while its disk may hold more.
+	Tier sandbox.Tier `json:"tier,omitempty"`
+	// Snapshot is the newest one that the gateway knows of.
+	Snapshot *Snapshot `json:"snapshot,omitempty"`
+	// Version is that of the OpenCode that ran last.
+	Version string `json:"openCodeVersion,omitempty"`
+	// Idle is what the sandbox has of its own of the gateway's settings.
+	Idle sandbox.Idle `json:"idle,omitzero"`
 
 	Secrets Secrets `json:"-"`
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/guest"
@@ -25,17 +26,32 @@ type Handle struct {
 	Password    string // OpenCode's
 	Guest       *guest.Client
 	Transport   http.RoundTripper
+
+	release func()
 }
 
-// Use returns the running sandbox of that id, starting it when it is stopped.
-// Waiting for that is bounded in time (Deadlines.Hold) and in number (MaxHeld).
-// active says whether the use counts as activity.
-func (m *Manager) Use(ctx context.Context, id string, active bool) (Handle, error) {
+// Release says that the use is over: until then the sandbox is not put to sleep
+// by itself. Calling it again is fine.
+func (h Handle) Release() { h.release() }
+
+// Purpose is what a sandbox is used for.
+type Purpose int
+
+// The purposes. Both are activity.
+const (
+	Looking Purpose = iota // nothing is changed
+	Working                // what is changed is stored once the sandbox is idle
+)
+
+// Use returns the running sandbox of that id, waking it when it sleeps. Waiting
+// for that is bounded in time (Deadlines.Hold) and in number (MaxHeld). The
+// caller releases the handle.
+func (m *Manager) Use(ctx context.Context, id string, purpose Purpose) (Handle, error) {
 	b, err := m.existing(id)
 	if err != nil {
 		return Handle{}, err
 	}
-	if h, ok := m.handle(b, active); ok {
+	if h, ok := m.handle(b, purpose); ok {
 		return h, nil
 	}
 	if n := b.held.Add(1); n > int64(m.settings.MaxHeld) {
@@ -48,6 +64,8 @@ func (m *Manager) Use(ctx context.Context, id string, active bool) (Handle, erro
 	b.mu.Lock()
 	wakes := b.wakes
 	b.mu.Unlock()
+	var h Handle
+	var running bool
 	err = m.serially(ctx, b, false, func(ctx context.Context) error {
 		b.mu.Lock()
 		failed := b.wakeErr
@@ -56,38 +74,70 @@ func (m *Manager) Use(ctx context.Context, id string, active bool) (Handle, erro
 		if tried && failed != nil {
 			return failed // somebody tried while this one waited: one failure for all
 		}
-		_, err := m.up(ctx, b, nil)
-		return err
+		if _, err := m.up(ctx, b, wish{}); err != nil {
+			return err
+		}
+		// Before anybody can put it to sleep again.
+		h, running = m.handle(b, purpose)
+		return nil
 	})
-	if err != nil {
-		return Handle{}, err
+	switch {
+	case err != nil:
+		return Handle{}, err // the work may go on: what it writes is not read
+	case !running:
+		return Handle{}, sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox %q stopped as soon as it had started; see its logs", id)
 	}
-	if h, ok := m.handle(b, active); ok {
-		return h, nil
-	}
-	return Handle{}, sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox %q stopped as soon as it had started; see its logs", id)
+	return h, nil
 }
 
 // handle is the fast path: no wait, no engine, no disk.
-func (m *Manager) handle(b *box, active bool) (Handle, bool) {
+func (m *Manager) handle(b *box, purpose Purpose) (Handle, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	h, ok := m.handleLocked(b)
+	if !ok {
+		return h, false
+	}
+	b.inUse++
+	b.requestedLocked(purpose)
+	h.release = sync.OnceFunc(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.inUse--
+		b.requestedLocked(purpose)
+		b.persistAfter = time.Now().Add(m.settings.PersistPause)
+	})
+	return h, true
+}
+
+// requestedLocked notes a request to the sandbox. The caller holds mu.
+func (b *box) requestedLocked(purpose Purpose) {
+	now := time.Now().UTC()
+	b.lastActive, b.lastRequest = now, now
+	b.dirty = b.dirty || purpose == Working
+}
+
+// handleLocked is a handle that uses nothing. The caller holds mu.
+func (m *Manager) handleLocked(b *box) (Handle, bool) {
 	if b.state != stateRunning || !b.attached {
 		return Handle{}, false
 	}
-	if active {
-		b.lastActive = time.Now().UTC()
-	}
+	return m.newHandle(b), true
+}
+
+// newHandle is a handle to the run at hand. The caller holds mu.
+func (m *Manager) newHandle(b *box) Handle {
 	return Handle{
 		SandboxID: b.id, UserID: b.rec.UserID, Incarnation: b.rec.Incarnation, Directory: b.rec.Directory,
 		Life: b.life, Run: b.cont.Run(), Link: b.link, Password: b.rec.Secrets.Password,
-		Guest: b.guest, Transport: m.links,
-	}, true
+		Guest: b.guest, Transport: m.links, release: func() {},
+	}
 }
 
 // Wake brings a sandbox up and applies a config if one is given. A sandbox that
-// runs is left alone but for the config.
-func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage) (sandbox.WakeResponse, error) {
+// runs is left alone but for the config. An archived one comes from the snapshot
+// named, the newest if that is empty.
+func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage, snapshot string) (sandbox.WakeResponse, error) {
 	var resp sandbox.WakeResponse
 	config, err := ParseConfig(rawConfig)
 	if err != nil {
@@ -97,9 +147,9 @@ func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage
 	if err != nil {
 		return resp, err
 	}
-	var written int
+	var done outcome
 	err = m.serially(ctx, b, false, func(ctx context.Context) (err error) {
-		written, err = m.up(ctx, b, given(config, rawConfig))
+		done, err = m.up(ctx, b, wish{config: given(config, rawConfig), snapshot: snapshot})
 		return err
 	})
 	if err != nil {
@@ -107,8 +157,20 @@ func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage
 	}
 	return sandbox.WakeResponse{
 		Success: true, SandboxID: id, Status: sandbox.StatusRunning, ServerPort: sandbox.OpenCodePort,
-		FilesWritten: written, Warnings: config.Warnings,
+		RestoredFiles: int(done.restored), FilesWritten: done.written, Warnings: config.Warnings,
 	}, nil
+}
+
+// wish is what a wake was asked for beside running.
+type wish struct {
+	config   *newConfig // nil for the one on record
+	snapshot string     // "" for the newest
+}
+
+// outcome is what a wake did.
+type outcome struct {
+	restored int64 // files from the store
+	written  int   // files of the config
 }
 
 // newConfig is a config that a caller gave, as it was taken apart and as it is kept.
@@ -125,34 +187,81 @@ func given(config Config, raw json.RawMessage) *newConfig {
 	return &newConfig{config, raw}
 }
 
-// up makes sure that the sandbox runs and serves, with the config given if there
-// is one, and returns how many files of it were written. The caller holds serial.
-func (m *Manager) up(ctx context.Context, b *box, next *newConfig) (written int, err error) {
+// up makes sure that the sandbox runs and serves, as wished. The caller holds
+// serial.
+func (m *Manager) up(ctx context.Context, b *box, want wish) (done outcome, err error) {
 	b.mu.Lock()
 	st, attached, gone := b.state, b.attached, b.gone
 	b.mu.Unlock()
 	switch {
 	case gone || st == stateDeleting || st == stateAbsent:
-		return 0, sandbox.Errorf(sandbox.CodeSandboxNotFound, "there is no sandbox %q; create it with POST /sandbox", b.id)
+		return done, sandbox.Errorf(sandbox.CodeSandboxNotFound, "there is no sandbox %q; create it with POST /sandbox", b.id)
 	case st == stateLost:
-		return 0, lostError(b.id, b.lastErrorNow())
-	case st == stateRunning && attached && next == nil:
-		return 0, nil
+		return done, lostError(b.id, b.lastErrorNow())
+	case want.snapshot != "" && st != stateArchived:
+		return done, sandbox.Errorf(sandbox.CodeConflict, "a snapshot is restored into an archived sandbox; hibernate it with tier archived first")
+	case st == stateRunning && attached && want.config == nil:
+		return done, nil
 	case st == stateRunning && attached:
-		return m.applyConfig(ctx, b, *next)
+		done.written, err = m.applyConfig(ctx, b, *want.config)
+		return done, err
 	}
 	began := time.Now()
-	written, err = m.wake(ctx, b, next)
+	if st == stateFrozen {
+		err = m.thaw(ctx, b)
+	}
+	b.mu.Lock()
+	thawed := st == stateFrozen && b.state == stateRunning && b.attached
+	b.mu.Unlock()
+	if err == nil && !thawed {
+		done, err = m.wake(ctx, b, want)
+	}
 	b.mu.Lock()
 	b.wakes++
 	b.wakeErr = err
+	rec := b.rec
 	b.mu.Unlock()
 	if err != nil {
-		m.log.Warn("wake failed", "sandboxId", b.id, "duration", time.Since(began), "error", err)
-		return 0, err
+		m.log.Warn("wake failed", "sandboxId", b.id, "tier", st.Tier(), "duration", time.Since(began), "error", err)
+		return done, err
 	}
-	m.log.Info("woken", "sandboxId", b.id, "duration", time.Since(began))
-	return written, nil
+	m.log.Info("woken", "sandboxId", b.id, "tier", st.Tier(), "duration", time.Since(began))
+	if st != stateRunning {
+		m.notify(rec, sandbox.EventSandboxWoken, map[string]any{
+			"tier": st.Tier(), "restoredFiles": done.restored, "filesWritten": done.written,
+		})
+	}
+	if thawed && want.config != nil {
+		done.written, err = m.applyConfig(ctx, b, *want.config)
+	}
+	return done, err
+}
+
+// thaw lets a frozen sandbox go on. Nothing is written and nobody is asked.
+func (m *Manager) thaw(ctx context.Context, b *box) error {
+	if err := m.become(b, stateStarting, false); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	cont, attached := b.cont, b.attached
+	b.mu.Unlock()
+	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	if err := m.runtime.Unpause(engineCtx, cont.ID); err != nil {
+		now, inspectErr := m.runtime.Inspect(engineCtx, cont.ID)
+		switch {
+		case errors.Is(inspectErr, ErrNoContainer) || inspectErr == nil && now.State == ContainerExited:
+			m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container ended while it was frozen"))
+			return nil // it is woken from there
+		case inspectErr != nil || now.State != ContainerRunning:
+			_ = m.become(b, stateFrozen, true)
+			return atStep(ctx, "container", err)
+		} // else somebody else was faster
+	}
+	if attached {
+		m.callWatchers(ctx, b)
+	}
+	return m.become(b, stateRunning, true)
 }
 
 // lostError says that the workspace is gone, or why the sandbox cannot be used
@@ -164,19 +273,56 @@ func lostError(id, why string) error {
 	return sandbox.Errorf(sandbox.CodeWorkspaceLost, "the sandbox %q cannot be used: %s; delete it and create it again", id, why)
 }
 
-// wake starts what is stopped, and attaches to what runs since before the
-// gateway did. The record's config gives way to the next one, which is kept once
+// wake starts what is stopped or archived, and attaches to what runs since before
+// the gateway did. The record's config gives way to the next one, which is kept once
 // OpenCode has taken it: a config that is broken can always be replaced.
-func (m *Manager) wake(ctx context.Context, b *box, next *newConfig) (written int, err error) {
-	wasRunning := b.current() == stateRunning
-	if !wasRunning {
+func (m *Manager) wake(ctx context.Context, b *box, want wish) (done outcome, err error) {
+	was := b.current()
+	if was != stateRunning {
 		if err := m.become(b, stateStarting, false); err != nil {
-			return 0, err
+			return done, err
 		}
 	}
+	if was != stateArchived {
+		done.written, err = m.restart(ctx, b, was, want.config)
+		if errors.Is(err, errNoDisk) {
+			if err := m.fallBack(ctx, b); err != nil {
+				return done, err
+			}
+			was = stateArchived
+			if err := m.become(b, stateStarting, false); err != nil {
+				return done, err
+			}
+		} else if err != nil {
+			return done, err
+		}
+	}
+	if was == stateArchived {
+		if done.restored, done.written, err = m.revive(ctx, b, want.snapshot, want.config); err != nil {
+			_ = m.become(b, stateArchived, true)
+			b.mu.Lock()
+			b.lastError = reason(err)
+			b.mu.Unlock()
+			return done, err
+		}
+	}
+	m.callWatchers(ctx, b)
+	if err := m.become(b, stateRunning, true); err != nil {
+		return done, err
+	}
+	b.mu.Lock()
+	b.attached, b.lastError = true, ""
+	b.dirty = b.dirty || was == stateRunning // who knows what it did before the gateway came
+	b.requestedLocked(Looking)
+	b.mu.Unlock()
+	return done, nil
+}
+
+// restart starts the container of a sandbox whose disk is here, and OpenCode in it.
+func (m *Manager) restart(ctx context.Context, b *box, was state, next *newConfig) (written int, err error) {
 	var cont Container
 	defer func() {
-		if err != nil && !wasRunning {
+		if err != nil && was != stateRunning && !errors.Is(err, errNoDisk) {
 			m.standDown(ctx, b, cont, err)
 		}
 	}()
@@ -186,26 +332,22 @@ func (m *Manager) wake(ctx context.Context, b *box, next *newConfig) (written in
 	}
 	defer release()
 	if cont, err = m.container(ctx, b); err != nil {
+		if errors.Is(err, errNoDisk) {
+			return 0, err
+		}
 		return 0, atStep(ctx, "container", err)
+	}
+	if b.record().Tier != "" {
+		// From here on the disk may hold more than the snapshot does.
+		if err := m.save(ctx, b, func(r *Record) { r.Tier = "" }); err != nil {
+			return 0, atStep(ctx, "record", err)
+		}
 	}
 	g, err := m.open(ctx, b, cont)
 	if err != nil {
 		return 0, err
 	}
-	if written, err = m.startWith(ctx, b, g, next); err != nil {
-		return 0, err
-	}
-	if err := m.become(b, stateRunning, true); err != nil {
-		return 0, err
-	}
-	b.mu.Lock()
-	b.attached, b.lastError = true, ""
-	rec := b.rec
-	b.mu.Unlock()
-	if !wasRunning {
-		m.notify(rec, sandbox.EventSandboxWoken, map[string]any{"restoredFiles": 0, "filesWritten": written})
-	}
-	return written, nil
+	return m.startWith(ctx, b, g, next)
 }
 
 // startWith starts OpenCode with the next config, or the one on record.
@@ -279,7 +421,7 @@ func (m *Manager) standDown(ctx context.Context, b *box, cont Container, why err
 // halt notes that a run of a sandbox has ended, or could not begin.
 func (m *Manager) halt(b *box, run Run, event sandbox.Event, why error) {
 	b.mu.Lock()
-	if b.cont.Run() != run || b.state != stateRunning && b.state != stateStarting {
+	if b.cont.Run() != run || b.state != stateRunning && b.state != stateStarting && b.state != stateFrozen {
 		b.mu.Unlock()
 		return
 	}

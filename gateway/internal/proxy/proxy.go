@@ -47,6 +47,9 @@ type Request struct {
 	// sandbox's incarnation is over; a sandbox.Error as its cause is the reply if
 	// none began. Nil means never.
 	Done context.Context //nolint:containedctx // it is a second lifetime, not the call's own
+	// Input, if not nil, is called when bytes come from the client of an upgraded
+	// connection, before they go on. It must return at once.
+	Input func()
 }
 
 func (r Request) path() string {
@@ -144,7 +147,7 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 		// that cannot do this (HTTP/2 always does) says so, and that is fine.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
-	out := &writer{ResponseWriter: w, ctx: ctx}
+	out := &writer{ResponseWriter: w, ctx: ctx, input: req.Input}
 	defer out.release()
 	p.reverse.ServeHTTP(out, in)
 	if x.err == nil {
@@ -259,6 +262,7 @@ func (c untraced) Value(key any) any {
 type writer struct {
 	http.ResponseWriter
 	ctx     context.Context //nolint:containedctx // the exchange's own, which this type serves
+	input   func()
 	started bool
 	stops   []func() bool
 }
@@ -285,7 +289,33 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	w.started = true
 	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() { _ = c.Close() }))
+	if w.input != nil {
+		c = &heard{c, w.input}
+	}
 	return c, rw, nil
+}
+
+// heard is a connection that tells when bytes come.
+type heard struct {
+	net.Conn
+	input func()
+}
+
+// Read reads, and tells of what came.
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if n > 0 {
+		h.input()
+	}
+	return n, err
+}
+
+// CloseWrite ends one way of the connection.
+func (h *heard) CloseWrite() error {
+	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return h.Close()
 }
 
 func (w *writer) release() {

@@ -1,33 +1,52 @@
-// Package workspace is the gateway's persistence: the records of sandboxes, and
-// (with the storage issue) their snapshots and mirrors. Secrets are sealed; what
-// is readable is authenticated together with them and with its place.
+// Package workspace is what the gateway keeps of its sandboxes in the store: their
+// records, and the keys that seal them. What is secret in a record is encrypted;
+// what is readable is authenticated together with it and with its place.
 package workspace
 
 import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"io"
+	"slices"
+	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// recordVersion is the version of a record's layout on disk.
-const recordVersion = 1
+const (
+	// recordsPrefix is where the records are; nothing else is there.
+	recordsPrefix = "sandboxes/"
+	recordName    = "/record.json"
+	readyKey      = "ready"
 
-// document is a record as it lies on disk. Record is kept as the bytes that
-// were sealed with, so that authentication never depends on how a later
-// version would write them.
+	// recordVersion is the version of a record's layout.
+	recordVersion = 1
+	// recordLimit bounds a record in bytes: the largest config that a request
+	// can bring (16 MiB), a third more as base64, and room for the rest.
+	recordLimit = 24 << 20
+	// readers is how many records are read at once.
+	readers = 16
+	// triedLimit is how many writes of an unknown outcome are remembered. They
+	// come one at a time from each sandbox, while the store fails, and a gateway
+	// whose store is away for longer than a minute loses its lease.
+	triedLimit = 4096
+)
+
+// errTooLarge is for an object that is larger than what is kept there can be.
+var errTooLarge = errors.New("too large")
+
+// document is a record as it is stored. Record is kept as the bytes that were
+// sealed with, so that authentication never depends on how a later version
+// would write them.
 type document struct {
 	Version int             `json:"version"`
 	KeyID   string          `json:"keyId"`
@@ -35,252 +54,297 @@ type document struct {
 	Sealed  []byte          `json:"sealed"`
 }
 
-// Records keeps records in a directory: sandboxes/ID/record.json. One process
-// at a time owns it, held by a lock that ends with the process.
+// Records keeps records in a store: sandboxes/ID/record.json. It is a
+// lifecycle.Store, whose versions are the store's ETags. One process at a time
+// may use a store, and seeing to that is the caller's work (store.Acquire).
 type Records struct {
-	root   string
-	sealer *Sealer
-	lock   *os.File
-	mu     sync.Mutex // makes compare-and-write one step
+	store store.Store
+	keys  *Keyring
+
+	mu    sync.Mutex
+	tried []attempt // oldest first
 }
 
-// OpenRecords opens the store in a directory, making it if it is not there. It
-// fails when another gateway owns it, or when it was sealed with another key.
-func OpenRecords(root string, sealer *Sealer) (*Records, error) {
-	if err := os.MkdirAll(filepath.Join(root, "sandboxes"), 0o700); err != nil {
-		return nil, fmt.Errorf("making the store: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's own path
-	if err != nil {
-		return nil, fmt.Errorf("opening the store's lock: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("another gateway uses the store in %s; stop it, or give this one a DATA_DIR of its own: %w", root, err)
-	}
-	r := &Records{root: root, sealer: sealer, lock: lock}
-	if err := r.checkKey(); err != nil {
-		_ = lock.Close()
-		return nil, err
-	}
-	return r, nil
+var _ lifecycle.Store = (*Records)(nil)
+
+// attempt is a document that was written without an answer whether it arrived.
+type attempt struct {
+	id  string
+	sum [sha256.Size]byte
 }
 
-// Close gives the store up.
-func (r *Records) Close() error { return r.lock.Close() }
+// NewRecords makes Records in a store, sealed with the keyring's keys. The
+// keyring's CheckKey is to be called before, for it makes sure that they fit.
+func NewRecords(s store.Store, keys *Keyring) *Records {
+	return &Records{store: s, keys: keys}
+}
 
-// checkKey compares the key with the one that the store was begun with.
-func (r *Records) checkKey() error {
-	path := filepath.Join(r.root, "key-id")
-	have, _, err := LoadOrMakeSecret(path, r.sealer.KeyID)
-	if err != nil {
-		return err
-	}
-	if have != r.sealer.KeyID() {
-		return fmt.Errorf("the store in %s is sealed with key %s and SEALING_KEY is %s: give the key that it was made with", r.root, have, r.sealer.KeyID())
+// Ready returns nil when the store can be written.
+func (r *Records) Ready(ctx context.Context) error {
+	if _, err := r.store.Put(ctx, readyKey, bytes.NewReader(nil), 0, store.PutOptions{}); err != nil {
+		return fmt.Errorf("writing to the store: %w", err)
 	}
 	return nil
 }
 
-// Ready returns nil when the store can be written.
-func (r *Records) Ready(context.Context) error {
-	return writeDurably(filepath.Join(r.root, "ready"), nil)
-}
+func recordKey(id string) string { return recordsPrefix + id + recordName }
 
-func (r *Records) path(id string) string {
-	return filepath.Join(r.root, "sandboxes", id, "record.json")
+// idOf is recordKey backwards; false for what is not a record's key.
+func idOf(key string) (string, bool) {
+	rest, inside := strings.CutPrefix(key, recordsPrefix)
+	id, named := strings.CutSuffix(rest, recordName)
+	return id, inside && named && sandbox.CheckID(id) == nil
 }
 
 // place is what a record is bound to besides its own readable part.
 func place(id string, record []byte) []byte {
-	return append([]byte("agentpod record\x00sandboxes/"+id+"/record.json\x00"), record...)
+	return append([]byte("agentpod record\x00"+recordKey(id)+"\x00"), record...)
 }
 
-func (r *Records) encode(rec lifecycle.Record) ([]byte, lifecycle.Version, error) {
+func (r *Records) encode(rec lifecycle.Record) ([]byte, error) {
 	plain, err := json.Marshal(rec)
 	if err != nil {
-		return nil, "", fmt.Errorf("encoding a record: %w", err)
+		return nil, fmt.Errorf("encoding a record: %w", err)
 	}
-	secrets, err := json.Marshal(rec.Secrets)
-	if err != nil {
-		return nil, "", errors.New("encoding a record's secrets failed") // the cause could hold one
+	var secrets bytes.Buffer
+	encoder := json.NewEncoder(&secrets)
+	encoder.SetEscapeHTML(false) // it would make a config up to six times as large
+	if encoder.Encode(rec.Secrets) != nil {
+		return nil, errors.New("encoding a record's secrets failed") // the cause could hold one
 	}
 	doc, err := json.Marshal(document{
-		Version: recordVersion, KeyID: r.sealer.KeyID(), Record: plain,
-		Sealed: r.sealer.Seal(secrets, place(rec.SandboxID, plain)),
+		Version: recordVersion, KeyID: r.keys.KeyID(), Record: plain,
+		Sealed: r.keys.Seal(secrets.Bytes(), place(rec.SandboxID, plain)),
 	})
 	if err != nil {
-		return nil, "", fmt.Errorf("encoding a record: %w", err)
+		return nil, fmt.Errorf("encoding a record: %w", err)
 	}
-	return doc, versionOf(doc), nil
+	if len(doc) > recordLimit { // it could not be read again
+		return nil, fmt.Errorf("the record would have %d bytes, and %d are allowed: %w", len(doc), recordLimit, errTooLarge)
+	}
+	return doc, nil
 }
 
-func versionOf(doc []byte) lifecycle.Version {
-	sum := sha256.Sum256(doc)
-	return lifecycle.Version(hex.EncodeToString(sum[:]))
-}
-
-func (r *Records) decode(id string, raw []byte) (lifecycle.Stored, error) {
-	var none lifecycle.Stored
-	var doc document
+// parse reads a document without opening it, and returns what it is bound to.
+func parse(id string, raw []byte) (doc document, bound []byte, err error) {
 	if err := json.Unmarshal(raw, &doc); err != nil {
-		return none, fmt.Errorf("decoding a record: %w", err)
+		return doc, nil, fmt.Errorf("decoding a record: %w", err)
 	}
 	if doc.Version != recordVersion {
-		return none, fmt.Errorf("the record has layout %d and this gateway knows %d", doc.Version, recordVersion)
+		return doc, nil, fmt.Errorf("the record has layout %d and this gateway knows %d", doc.Version, recordVersion)
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, doc.Record); err != nil {
-		return none, fmt.Errorf("decoding a record: %w", err)
+		return doc, nil, fmt.Errorf("decoding a record: %w", err)
 	}
-	secrets, err := r.sealer.Open(doc.Sealed, place(id, compact.Bytes()))
-	if err != nil {
-		return none, fmt.Errorf("opening a record sealed with key %s: %w", doc.KeyID, err)
-	}
+	return doc, place(id, compact.Bytes()), nil
+}
+
+func (r *Records) decode(id string, raw []byte) (lifecycle.Record, error) {
 	var rec lifecycle.Record
-	if err := json.Unmarshal(doc.Record, &rec); err != nil {
-		return none, fmt.Errorf("decoding a record: %w", err)
+	doc, bound, err := parse(id, raw)
+	if err != nil {
+		return rec, err
 	}
-	if err := json.Unmarshal(secrets, &rec.Secrets); err != nil {
-		return none, errors.New("decoding a record's secrets failed")
+	secrets, err := r.keys.Open(doc.Sealed, bound)
+	if err != nil {
+		return rec, fmt.Errorf("opening a record that says it is sealed with key %.20q: %w", doc.KeyID, err)
+	}
+	if err := json.Unmarshal(doc.Record, &rec); err != nil {
+		return rec, fmt.Errorf("decoding a record: %w", err)
+	}
+	if json.Unmarshal(secrets, &rec.Secrets) != nil {
+		return rec, errors.New("decoding a record's secrets failed")
 	}
 	if rec.SandboxID != id {
-		return none, ErrSeal
+		return rec, ErrSeal
 	}
-	return lifecycle.Stored{Record: rec, Version: versionOf(raw)}, nil
+	return rec, nil
 }
 
-// Create adds a record; lifecycle.ErrRecordExists if there is one.
-func (r *Records) Create(_ context.Context, rec lifecycle.Record) (lifecycle.Version, error) {
-	doc, version, err := r.encode(rec)
+// Create adds a record; lifecycle.ErrRecordExists if there is one. A record that
+// an earlier write of this process left, whose reply was lost, is replaced: its
+// sandbox was given up.
+func (r *Records) Create(ctx context.Context, rec lifecycle.Record) (lifecycle.Version, error) {
+	doc, err := r.encode(rec)
 	if err != nil {
 		return "", err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	path := r.path(rec.SandboxID)
-	if _, err := os.Stat(path); err == nil {
+	id := rec.SandboxID
+	version, err := r.put(ctx, id, doc, store.PutOptions{IfAbsent: true})
+	if errors.Is(err, store.ErrExists) {
+		var left store.ETag
+		if left, err = r.landed(ctx, id); err == nil {
+			version, err = r.put(ctx, id, doc, store.PutOptions{IfMatch: left})
+		}
+	}
+	switch {
+	case err == nil:
+		return version, nil
+	case errors.Is(err, store.ErrChanged), errors.Is(err, lifecycle.ErrRecordChanged), errors.Is(err, lifecycle.ErrNoRecord):
 		return "", lifecycle.ErrRecordExists
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", fmt.Errorf("making the record's folder: %w", err)
-	}
-	if err := writeDurably(path, doc); err != nil {
-		return "", err
-	}
-	// The folder too must be there after a power loss: what belongs to a record
-	// that is gone is removed as orphaned.
-	return version, syncDir(filepath.Dir(filepath.Dir(path)))
+	return "", fmt.Errorf("writing a record: %w", err)
 }
 
+// updateTries bounds how often an Update goes on from an earlier write of this
+// process that turns out to have arrived.
+const updateTries = 3
+
 // Update replaces a record of that version; lifecycle.ErrRecordChanged if it is
-// another, lifecycle.ErrNoRecord if there is none.
-func (r *Records) Update(_ context.Context, rec lifecycle.Record, v lifecycle.Version) (lifecycle.Version, error) {
-	doc, version, err := r.encode(rec)
+// another, lifecycle.ErrNoRecord if there is none. With any other error, a
+// version says that the write may have landed all the same; it is the one to
+// give to the next Update, which goes on from whichever document is there.
+func (r *Records) Update(ctx context.Context, rec lifecycle.Record, v lifecycle.Version) (lifecycle.Version, error) {
+	doc, err := r.encode(rec)
 	if err != nil {
 		return "", err
+	}
+	base := store.ETag(v)
+	for range updateTries {
+		if base != "" { // else the create's reply was lost
+			version, err := r.put(ctx, rec.SandboxID, doc, store.PutOptions{IfMatch: base})
+			switch {
+			case err == nil:
+				return version, nil
+			case unsure(err):
+				return v, fmt.Errorf("writing a record: %w", err)
+			case !errors.Is(err, store.ErrChanged):
+				return "", fmt.Errorf("writing a record: %w", err)
+			}
+		}
+		if base, err = r.landed(ctx, rec.SandboxID); err != nil {
+			return "", err
+		}
+	}
+	return "", lifecycle.ErrRecordChanged
+}
+
+// put writes a document, and remembers it if it is not known whether it arrived.
+func (r *Records) put(ctx context.Context, id string, doc []byte, opts store.PutOptions) (lifecycle.Version, error) {
+	opts.ContentType = "application/json"
+	info, err := r.store.Put(ctx, recordKey(id), bytes.NewReader(doc), int64(len(doc)), opts)
+	if err != nil && unsure(err) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.tried) == triedLimit {
+			r.tried = slices.Delete(r.tried, 0, 1)
+		}
+		r.tried = append(r.tried, attempt{id, sha256.Sum256(doc)})
+	}
+	return lifecycle.Version(info.ETag), err
+}
+
+// unsure tells whether a Put that failed may have had its effect, or may have it yet.
+func unsure(err error) bool {
+	return !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrChanged) &&
+		!errors.Is(err, store.ErrKey) && !errors.Is(err, store.ErrInvalid)
+}
+
+// landed returns the ETag of the stored record if it is one that this process
+// wrote without an answer. If it is another it fails with
+// lifecycle.ErrRecordChanged, if there is none with lifecycle.ErrNoRecord.
+func (r *Records) landed(ctx context.Context, id string) (store.ETag, error) {
+	raw, info, err := read(ctx, r.store, recordKey(id), recordLimit)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return "", lifecycle.ErrNoRecord
+	case errors.Is(err, errTooLarge):
+		return "", lifecycle.ErrRecordChanged
+	case err != nil:
+		return "", fmt.Errorf("reading a record: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	path := r.path(rec.SandboxID)
-	old, err := os.ReadFile(path) //nolint:gosec // the id was checked
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", lifecycle.ErrNoRecord
-	}
-	if err != nil {
-		return "", fmt.Errorf("reading a record: %w", err)
-	}
-	if have := versionOf(old); have != v && have != version {
+	if !slices.Contains(r.tried, attempt{id, sha256.Sum256(raw)}) {
 		return "", lifecycle.ErrRecordChanged
 	}
-	return version, writeDurably(path, doc)
+	return info.ETag, nil
 }
 
 // Delete removes a record; one that is not there is fine.
-func (r *Records) Delete(_ context.Context, id string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	path := r.path(id)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (r *Records) Delete(ctx context.Context, id string) error {
+	if err := r.store.Delete(ctx, recordKey(id)); err != nil {
 		return fmt.Errorf("removing a record: %w", err)
 	}
-	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("removing a record's folder: %w", err)
-	}
-	return syncDir(filepath.Dir(filepath.Dir(path)))
+	return nil
 }
 
-// List reads every record. A folder without a record is what a crash in
-// mid-create left; it is skipped.
+// List reads every record. It fails if the store is away; a record that is there
+// and is not what was written is Unreadable.
 func (r *Records) List(ctx context.Context) (lifecycle.Listing, error) {
 	listing := lifecycle.Listing{Unreadable: map[string]error{}}
-	entries, err := os.ReadDir(filepath.Join(r.root, "sandboxes"))
-	if err != nil {
-		return listing, fmt.Errorf("listing the records: %w", err)
-	}
-	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return listing, err
+	var mu sync.Mutex
+	err := eachRecord(ctx, r.store, func(id string, raw []byte, info store.Info, err error) error {
+		var rec lifecycle.Record
+		if err == nil {
+			rec, err = r.decode(id, raw)
 		}
-		id := e.Name()
-		if !e.IsDir() || sandbox.CheckID(id) != nil {
-			continue
-		}
-		raw, err := os.ReadFile(r.path(id))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			listing.Unreadable[id] = fmt.Errorf("reading a record: %w", err)
-			continue
-		}
-		stored, err := r.decode(id, raw)
+		mu.Lock()
+		defer mu.Unlock()
 		if err != nil {
 			listing.Unreadable[id] = err
-			continue
+			return nil
 		}
-		listing.Stored = append(listing.Stored, stored)
+		listing.Stored = append(listing.Stored, lifecycle.Stored{Record: rec, Version: lifecycle.Version(info.ETag)})
+		return nil
+	})
+	if err != nil {
+		return lifecycle.Listing{}, fmt.Errorf("listing the records: %w", err)
 	}
+	slices.SortFunc(listing.Stored, func(a, b lifecycle.Stored) int {
+		return strings.Compare(a.Record.SandboxID, b.Record.SandboxID)
+	})
 	return listing, nil
 }
 
-// writeDurably replaces a file as a whole: after a crash it is the old one or
-// the new one. Only the owner can read it.
-func writeDurably(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, ".tmp-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	defer func() {
+// eachRecord reads every record and calls visit with it, several at once. visit
+// gets an error for a record that is too large, or that the store has and
+// refuses to give out. It ends with the first error that visit returns, or that
+// is of the whole store.
+func eachRecord(ctx context.Context, s store.Store, visit func(id string, raw []byte, info store.Info, err error) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(readers)
+	var failed error
+	for found, err := range s.List(ctx, recordsPrefix) {
 		if err != nil {
-			_ = tmp.Close()
-			_ = os.Remove(tmp.Name())
+			failed = err
+			break
 		}
-	}()
-	if _, err := tmp.Write(content); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+		id, ok := idOf(found.Key)
+		if !ok {
+			continue
+		}
+		group.Go(func() error {
+			raw, info, err := read(ctx, s, found.Key, recordLimit)
+			switch {
+			case errors.Is(err, store.ErrNotFound): // deleted meanwhile
+				return nil
+			case err == nil, errors.Is(err, errTooLarge), errors.Is(err, store.ErrRefused):
+				return visit(id, raw, info, err)
+			}
+			return err
+		})
 	}
-	if err := tmp.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", path, err)
+	if err := group.Wait(); err != nil { // it ended the listing, if both failed
+		return err
 	}
-	if err := tmp.Close(); err != nil {
-		return fmt.Errorf("closing %s: %w", path, err)
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return fmt.Errorf("replacing %s: %w", path, err)
-	}
-	return syncDir(dir)
+	return failed
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the operator's own path
+// read returns a whole object of at most limit bytes, or errTooLarge.
+func read(ctx context.Context, s store.Store, key string, limit int64) ([]byte, store.Info, error) {
+	body, info, err := s.Get(ctx, key, store.Range{})
 	if err != nil {
-		return fmt.Errorf("opening %s: %w", dir, err)
+		return nil, info, err
 	}
-	defer func() { _ = d.Close() }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
+	defer body.Close()
+	raw, err := io.ReadAll(io.LimitReader(body, limit+1))
+	if err != nil {
+		return nil, info, err
 	}
-	return nil
+	if int64(len(raw)) > limit {
+		return nil, info, fmt.Errorf("%s has more than %d bytes: %w", key, limit, errTooLarge)
+	}
+	return raw, info, nil
 }

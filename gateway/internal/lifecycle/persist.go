@@ -1,0 +1,196 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// persistRun is one sync and one snapshot of a running sandbox. Its results may
+// be read when its channels are closed.
+type persistRun struct {
+	synced  chan struct{} // closed after the sync
+	done    chan struct{} // closed after the snapshot
+	result  Synced
+	syncErr error
+	snapErr error
+}
+
+// errSettling ends what is persisted in the background: the sandbox is put to
+// sleep, which does the same once more, or deleted.
+var errSettling = sandbox.Errorf(sandbox.CodeConflict, "the sandbox is being put to sleep; try again")
+
+// persist has what is in a running sandbox synced and stored, by a run that
+// begins after this call: calls during one run share the next. It is nil if the
+// sandbox does not run.
+func (m *Manager) persist(b *box) *persistRun {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state != stateRunning || !b.attached {
+		return nil
+	}
+	if b.nextRun != nil {
+		return b.nextRun
+	}
+	b.nextRun = &persistRun{synced: make(chan struct{}), done: make(chan struct{})}
+	if !b.persisting {
+		b.persisting = true
+		ctx, cancel := context.WithCancelCause(b.life)
+		idle := make(chan struct{})
+		b.endPersist = func() {
+			cancel(errSettling)
+			<-idle
+		}
+		m.work.Go(func() {
+			defer close(idle)
+			defer cancel(nil)
+			m.persistAll(ctx, b)
+		})
+		return b.nextRun
+	}
+	return b.nextRun
+}
+
+// persistAll makes the runs that were asked for until there are none.
+func (m *Manager) persistAll(ctx context.Context, b *box) {
+	for {
+		b.mu.Lock()
+		run := b.nextRun
+		b.nextRun = nil
+		if run == nil {
+			b.persisting = false
+			b.mu.Unlock()
+			return
+		}
+		// What happens from here on is for the next run.
+		b.dirty = false
+		rec, g := b.rec, b.guest
+		b.mu.Unlock()
+		m.persistOnce(ctx, b, rec, g, run)
+	}
+}
+
+func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.Client, run *persistRun) {
+	defer close(run.done)
+	began := time.Now()
+	run.result, run.syncErr = m.sync(ctx, b, rec, g)
+	close(run.synced)
+	_, run.snapErr = m.takeSnapshot(ctx, b, rec, g)
+	b.mu.Lock()
+	err := errors.Join(run.syncErr, run.snapErr)
+	b.persistAfter = time.Now().Add(m.settings.PersistPause)
+	switch {
+	case err == nil:
+		if b.persistFailed {
+			b.persistFailed, b.lastError = false, ""
+		}
+	case ctx.Err() != nil: // not its own fault
+		b.dirty = true
+	default:
+		// It is tried again, and until then the sandbox goes on as it is.
+		b.dirty, b.persistFailed = true, true
+		b.persistAfter = time.Now().Add(m.settings.PersistRetry)
+		b.lastError = reason(errors.Join(run.syncErr, run.snapErr))
+	}
+	b.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		m.log.Warn("the sandbox could not be stored", "sandboxId", b.id, "duration", time.Since(began), "error", err)
+		return
+	}
+	m.log.Debug("stored", "sandboxId", b.id, "duration", time.Since(began))
+}
+
+// sync makes the mirror equal to the workspace.
+func (m *Manager) sync(ctx context.Context, b *box, rec Record, g *guest.Client) (Synced, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Snapshot)
+	defer cancel()
+	synced, err := m.workspaces.Sync(ctx, rec.ref(), g)
+	if err != nil {
+		return synced, atStep(ctx, "sync", err)
+	}
+	b.mu.Lock()
+	b.synced = synced
+	b.mu.Unlock()
+	m.notify(rec, sandbox.EventWorkspaceSynced, map[string]any{"syncedFiles": synced.Files, "totalSize": synced.Bytes})
+	return synced, nil
+}
+
+// takeSnapshot stores the home and notes the snapshot for callers.
+func (m *Manager) takeSnapshot(ctx context.Context, b *box, rec Record, g *guest.Client) (Snapshot, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Snapshot)
+	defer cancel()
+	taken, err := m.workspaces.Snapshot(ctx, rec.ref(), g)
+	if err != nil {
+		return taken, atStep(ctx, "snapshot", err)
+	}
+	b.mu.Lock()
+	b.snapshot = &taken
+	b.mu.Unlock()
+	return taken, nil
+}
+
+// stopPersisting ends what is persisted in the background and waits for it. The
+// caller has made sure that no more of it begins.
+func (b *box) stopPersisting() {
+	b.mu.Lock()
+	end, busy := b.endPersist, b.persisting
+	b.mu.Unlock()
+	if busy {
+		end()
+	}
+}
+
+// Sync makes the mirror equal to the workspace, waking the sandbox for it.
+func (m *Manager) Sync(ctx context.Context, id string) (Synced, error) {
+	h, err := m.Use(ctx, id, Looking)
+	if err != nil {
+		return Synced{}, err
+	}
+	defer h.Release()
+	b, err := m.existing(id)
+	if err != nil {
+		return Synced{}, err
+	}
+	run := m.persist(b)
+	if run == nil {
+		return Synced{}, errSettling
+	}
+	select {
+	case <-run.synced:
+		return run.result, run.syncErr
+	case <-ctx.Done():
+		return Synced{}, waitError(ctx)
+	}
+}
+
+// Persist has what was done in a sandbox synced and stored, and waits for the
+// sync no longer than limit: what it returns is then as of the sync before.
+func (m *Manager) Persist(ctx context.Context, h Handle, limit time.Duration) Synced {
+	b := m.find(h.SandboxID)
+	if b == nil || h.Life.Err() != nil {
+		return Synced{}
+	}
+	if run := m.persist(b); run != nil {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		select {
+		case <-run.synced:
+		case <-ctx.Done():
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.synced
+}
+
+// Snapshots lists what can be restored of a sandbox, the newest first.
+func (m *Manager) Snapshots(ctx context.Context, id string) ([]Snapshot, error) {
+	b, err := m.existing(id)
+	if err != nil {
+		return nil, err
+	}
+	return m.workspaces.Snapshots(ctx, b.record().ref())
+}

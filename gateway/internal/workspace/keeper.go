@@ -1,0 +1,218 @@
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/gateway/internal/mirror"
+	"github.com/agentpod/agentpod/gateway/internal/snapshot"
+	"github.com/agentpod/agentpod/gateway/internal/store"
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// Keeper keeps sandboxes' snapshots and mirrors. It can be used concurrently.
+type Keeper struct {
+	snapshots *snapshot.Engine
+	mirror    *mirror.Mirror
+	slots     *semaphore.Weighted
+	log       *slog.Logger
+}
+
+var _ lifecycle.Workspaces = (*Keeper)(nil)
+
+// NewKeeper makes a Keeper that has so many snapshots, restores and syncs at work
+// at once; more of them wait.
+func NewKeeper(snapshots *snapshot.Engine, mirrors *mirror.Mirror, concurrent int, log *slog.Logger) *Keeper {
+	return &Keeper{snapshots: snapshots, mirror: mirrors, slots: semaphore.NewWeighted(int64(max(1, concurrent))), log: log}
+}
+
+// workspaceFolder is where the workspace is below the home.
+var workspaceFolder = strings.TrimPrefix(guest.Workspace, guest.Home+"/") //nolint:gochecknoglobals // a constant
+
+func refOf(ref lifecycle.Ref) snapshot.Ref {
+	return snapshot.Ref{ID: ref.SandboxID, Incarnation: ref.Incarnation}
+}
+
+func (k *Keeper) home(g *guest.Client, ref lifecycle.Ref) *tree {
+	return &tree{guest: g, log: k.log.With("sandboxId", ref.SandboxID)}
+}
+
+func (k *Keeper) workspace(g *guest.Client, ref lifecycle.Ref) *tree {
+	return &tree{guest: g, under: workspaceFolder + "/", log: k.log.With("sandboxId", ref.SandboxID)}
+}
+
+// atWork does something when there is room for it, and words its errors.
+func (k *Keeper) atWork(ctx context.Context, doing string, work func() error) error {
+	if err := k.slots.Acquire(ctx, 1); err != nil {
+		return sandbox.Errorf(sandbox.CodeDeadline, "too much is being stored or restored at once; try again").WithCause(context.Cause(ctx))
+	}
+	defer k.slots.Release(1)
+	err := work()
+	if errors.Is(err, snapshot.ErrConflict) || errors.Is(err, mirror.ErrConflict) {
+		err = work() // somebody was faster: once more on what is there now
+	}
+	return explain(doing, err)
+}
+
+// Begin implements lifecycle.Workspaces.
+func (k *Keeper) Begin(ctx context.Context, ref lifecycle.Ref) error {
+	if err := k.snapshots.Begin(ctx, refOf(ref)); err != nil {
+		return explain("beginning the sandbox's snapshots", err)
+	}
+	return explain("beginning the sandbox's mirror", k.mirror.Begin(ctx, refOf(ref)))
+}
+
+// Snapshot implements lifecycle.Workspaces. What no snapshot refers to any more
+// is removed.
+func (k *Keeper) Snapshot(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (lifecycle.Snapshot, error) {
+	var taken snapshot.Snapshot
+	err := k.atWork(ctx, "storing the sandbox", func() (err error) {
+		taken, err = k.snapshots.Take(ctx, refOf(ref), k.home(g, ref))
+		return err
+	})
+	if err != nil {
+		return lifecycle.Snapshot{}, err
+	}
+	if taken.Sent > 0 {
+		if _, err := k.snapshots.Collect(ctx, refOf(ref)); err != nil && ctx.Err() == nil {
+			k.log.Warn("what no snapshot uses any more could not be removed yet", "sandboxId", ref.SandboxID, "error", err)
+		}
+		k.log.Debug("snapshot taken", "sandboxId", ref.SandboxID, "snapshot", taken.ID, "files", taken.Files, "bytes", taken.Bytes, "sent", taken.Sent)
+	}
+	return described(taken), nil
+}
+
+func described(s snapshot.Snapshot) lifecycle.Snapshot {
+	return lifecycle.Snapshot{ID: s.ID, CreatedAt: s.CreatedAt, Files: s.Files, Bytes: s.Bytes}
+}
+
+// Snapshots implements lifecycle.Workspaces.
+func (k *Keeper) Snapshots(ctx context.Context, ref lifecycle.Ref) ([]lifecycle.Snapshot, error) {
+	all, err := k.snapshots.List(ctx, refOf(ref))
+	if err != nil {
+		return nil, explain("listing the snapshots", err)
+	}
+	out := make([]lifecycle.Snapshot, 0, len(all))
+	for _, s := range all {
+		out = append(out, described(s))
+	}
+	return out, nil
+}
+
+// Restore implements lifecycle.Workspaces.
+func (k *Keeper) Restore(ctx context.Context, ref lifecycle.Ref, id string, part lifecycle.Part, g *guest.Client) (int64, error) {
+	home := k.home(g, ref)
+	err := k.atWork(ctx, "restoring the sandbox", func() error {
+		_, err := k.snapshots.Restore(ctx, refOf(ref), id, wants(part), home)
+		return err
+	})
+	if sandbox.HasCode(err, sandbox.CodeSnapshotDamaged) {
+		return 0, k.offer(ctx, ref, id, err)
+	}
+	return home.restored, err
+}
+
+func wants(part lifecycle.Part) func(path string) bool {
+	return func(path string) bool {
+		inside := path == workspaceFolder || strings.HasPrefix(path, workspaceFolder+"/")
+		return inside == (part == lifecycle.PartWorkspace)
+	}
+}
+
+// offer adds to the error of a snapshot that is damaged which other one there is.
+func (k *Keeper) offer(ctx context.Context, ref lifecycle.Ref, id string, err error) error {
+	all, listErr := k.snapshots.List(ctx, refOf(ref))
+	if listErr != nil {
+		return err
+	}
+	for i, s := range all {
+		if (s.ID == id || id == "" && i == 0) && i+1 < len(all) {
+			older := all[i+1]
+			return sandbox.Errorf(sandbox.CodeSnapshotDamaged,
+				`%s; nothing was overwritten. The snapshot before it is %s, taken at %s: restore it with POST /sandbox/%s/wake {"snapshot":"%s"}`,
+				message(err), older.ID, older.CreatedAt.UTC().Format("2006-01-02T15:04:05Z"), ref.SandboxID, older.ID).WithCause(err)
+		}
+	}
+	return sandbox.Errorf(sandbox.CodeSnapshotDamaged, "%s; nothing was overwritten, and there is no snapshot before it", message(err)).WithCause(err)
+}
+
+func message(err error) string {
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		return e.Message
+	}
+	return err.Error()
+}
+
+// Sync implements lifecycle.Workspaces.
+func (k *Keeper) Sync(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (lifecycle.Synced, error) {
+	var result mirror.Result
+	err := k.atWork(ctx, "syncing the workspace", func() (err error) {
+		result, err = k.mirror.Sync(ctx, refOf(ref), k.workspace(g, ref))
+		return err
+	})
+	return lifecycle.Synced{Files: result.Files, Skipped: result.Skipped, Bytes: result.Bytes}, err
+}
+
+// Mirrored implements lifecycle.Workspaces.
+func (k *Keeper) Mirrored(ctx context.Context, sandboxID string) (bool, error) {
+	there, err := k.mirror.Exists(ctx, sandboxID)
+	return there, explain("looking for a mirror", err)
+}
+
+// Import implements lifecycle.Workspaces.
+func (k *Keeper) Import(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (files int64, err error) {
+	err = k.atWork(ctx, "restoring the mirror", func() (err error) {
+		files, err = k.mirror.Import(ctx, refOf(ref), k.workspace(g, ref))
+		return err
+	})
+	return files, err
+}
+
+// Delete implements lifecycle.Workspaces.
+func (k *Keeper) Delete(ctx context.Context, ref lifecycle.Ref) error {
+	if err := k.snapshots.Delete(ctx, refOf(ref)); err != nil && !errors.Is(err, snapshot.ErrSuperseded) {
+		return explain("removing the sandbox's snapshots", err)
+	}
+	if err := k.mirror.Delete(ctx, refOf(ref)); err != nil && !errors.Is(err, snapshot.ErrSuperseded) {
+		return explain("removing the sandbox's mirror", err)
+	}
+	return nil
+}
+
+// explain makes the contract's error of any error of what is kept.
+func explain(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	coded := func(code sandbox.Code, format string, args ...any) error {
+		return sandbox.Errorf(code, format, args...).WithCause(fmt.Errorf("%s: %w", doing, err))
+	}
+	if damage, ok := errors.AsType[*snapshot.DamagedError](err); ok {
+		return coded(sandbox.CodeSnapshotDamaged, "what is stored of the sandbox is damaged: the object %s", damage.Key)
+	}
+	switch {
+	case errors.Is(err, snapshot.ErrNoSnapshot):
+		return coded(sandbox.CodeSnapshotNotFound, "there is no such snapshot; GET /sandbox/ID/snapshots lists them")
+	case errors.Is(err, snapshot.ErrSuperseded):
+		return coded(sandbox.CodeSandboxDeleted, "the sandbox was deleted, or made anew, meanwhile")
+	case errors.Is(err, snapshot.ErrLimit):
+		return coded(sandbox.CodeWorkspaceLimit, "the sandbox has more than can be stored: %s; remove some of its files", err)
+	case errors.Is(err, snapshot.ErrTree):
+		return coded(sandbox.CodeGuestFailed, "the sandbox does not list or send its files as it must")
+	case errors.Is(err, snapshot.ErrConflict), errors.Is(err, mirror.ErrConflict):
+		return coded(sandbox.CodeConflict, "somebody else changed what is stored of the sandbox meanwhile; does another gateway use the same store?")
+	case errors.Is(err, store.ErrAway):
+		return coded(sandbox.CodeStoreAway, "the store is away; try again in a moment")
+	}
+	if _, ok := errors.AsType[*sandbox.Error](err); ok {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return coded(sandbox.CodeInternal, "%s failed; the gateway's log has the cause", doing)
+}

@@ -1,0 +1,60 @@
+package workspace
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestAKeyringOpensWhatAnyOfItsKeysSealed(t *testing.T) {
+	t.Parallel()
+	place := []byte("here")
+	for name, c := range map[string]struct {
+		keys *Keyring
+		ok   bool
+	}{
+		"the same key":                    {ring(t, 1), true},
+		"a newer key with that as former": {ring(t, 2, 3, 1), true},
+		"another key":                     {ring(t, 2), false},
+		"another key and a wrong former":  {ring(t, 2, 3), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sealed := ring(t, 1).Seal([]byte("x"), place)
+			plain, err := c.keys.Open(sealed, place)
+			if c.ok && (err != nil || string(plain) != "x") || !c.ok && !errors.Is(err, ErrSeal) {
+				t.Errorf("%q, %v", plain, err)
+			}
+			if _, err := c.keys.Open(sealed, []byte("elsewhere")); !errors.Is(err, ErrSeal) {
+				t.Errorf("elsewhere: %v", err)
+			}
+		})
+	}
+	if ring(t, 1, 2).KeyID() != ring(t, 1).KeyID() || ring(t, 1).KeyID() == ring(t, 2).KeyID() {
+		t.Error("a keyring is not known by the key that seals")
+	}
+	if keys := ring(t, 1, 1, 2, 2).keys; len(keys) != 2 {
+		t.Errorf("%d keys", len(keys))
+	}
+}
+
+func TestKeysAreReadInHexAndBase64(t *testing.T) {
+	t.Parallel()
+	for text, ok := range map[string]bool{
+		strings.Repeat("ab", 32): true, "q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=": true, "short": false, "": false, strings.Repeat("zz", 32): false,
+	} {
+		if _, err := ParseKey(text); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "key")
+	one, made, err := LoadOrMakeKey(path)
+	if err != nil || !made {
+		t.Fatal(made, err)
+	}
+	two, made, err := LoadOrMakeKey(path)
+	if err != nil || made || one != two {
+		t.Errorf("the key changed: %v", err)
+	}
+}
