@@ -19,8 +19,8 @@ import (
 
 const (
 	leaseKey = "lease.json"
-	// leaseTTL is how long the store may be away before the gateway stops, and
-	// how long another installation waits for the store of one that was killed.
+	// leaseTTL is how long another installation waits for the store of one that
+	// was killed, and after which nothing is written while the lease is not renewed.
 	leaseTTL = time.Minute
 	// probeTimeout bounds how long the store may take to show what it can do.
 	probeTimeout = time.Minute

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"path"
 	"strings"
 	"time"
@@ -154,6 +155,13 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 		if err == nil {
 			return
 		}
+		if errors.Is(err, ErrRecordExists) {
+			// Somebody else's: nothing was made, and nothing of it may be removed.
+			_ = m.become(b, stateDeleting, false)
+			_ = m.become(b, stateAbsent, false)
+			m.forget(b)
+			return
+		}
 		m.log.Warn("create failed", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "error", err)
 		if undo := m.destroy(m.base, b); undo != nil {
 			m.log.Error("what a failed create made could not be removed yet", "sandboxId", p.id, "error", undo)
@@ -221,6 +229,9 @@ func (m *Manager) addRecord(ctx context.Context, b *box, rec Record) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
 	defer cancel()
 	version, err := m.store.Create(ctx, rec)
+	if errors.Is(err, ErrRecordExists) {
+		return sandbox.Errorf(sandbox.CodeConflict, "the store has a record of the sandbox %q that this gateway did not know; restart the gateway, and have no other use the same store", rec.SandboxID).WithCause(err)
+	}
 	if err != nil {
 		return storeError(err)
 	}

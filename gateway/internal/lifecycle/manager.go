@@ -390,7 +390,7 @@ func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error 
 
 func storeError(cause error) error {
 	return sandbox.Errorf(sandbox.CodeStoreAway,
-		"the sandbox's record could not be written; check the free space of DATA_DIR, the gateway's log has the cause").WithCause(cause)
+		"the sandbox's record could not be written; check that the store answers and has space, the gateway's log has the cause").WithCause(cause)
 }
 
 func (b *box) lastErrorNow() string {

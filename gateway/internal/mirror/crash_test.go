@@ -38,6 +38,7 @@ func newScene(t *testing.T, s store.Store) *scene {
 	storetest.MustPut(t, s, "workspaces/box/"+foreignPath, []byte("theirs"), store.PutOptions{})
 	storetest.MustPut(t, s, "workspaces/box/"+sharedPath, []byte("theirs"), store.PutOptions{})
 	tree.now += 10
+	tree.file("src/large", string(storetest.Content(9, 1<<20+1)))
 	tree.file("src/f1", "changed")
 	tree.file("src/new", "new")
 	tree.file(sharedPath, "mine now")
@@ -95,6 +96,7 @@ func TestNoFailureOfTheStoreLeavesTheMirrorWrong(t *testing.T) {
 			"everything removed": func(s *scene) { s.tree.nodes = map[string]*node{} },
 			"everything is again": func(s *scene) { // as before the sync that failed
 				s.tree.remove("src/new")
+				s.tree.remove("src/large")
 				s.tree.remove(sharedPath)
 				s.tree.rename("src/renamed", "src/f3")
 				s.tree.file("src/f1", "before 1")

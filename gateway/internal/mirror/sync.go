@@ -371,6 +371,9 @@ func (s *syncing) put(todo send, body io.Reader) error {
 	e := &s.plan.next[todo.at]
 	key := prefixOf(s.ref.ID) + e.path
 	info, err := s.mirror.store.Put(s.calls, key, body, e.size, store.PutOptions{Metadata: map[string]string{timeName: timeText(e.modified)}})
+	if errors.Is(err, store.ErrAway) && e.size > smallFile {
+		err = s.whyAway(key, err)
+	}
 	switch {
 	case errors.Is(err, store.ErrKey):
 		e.lost = true
@@ -384,6 +387,20 @@ func (s *syncing) put(todo send, body io.Reader) error {
 	e.etag, e.dirty = info.ETag, todo.unsettled
 	s.sent.Add(e.size)
 	return nil
+}
+
+// whyAway returns what was wrong with a large put. A server that cannot hold the
+// key may hang up while the body is on its way, and that looks as if it was away.
+func (s *syncing) whyAway(key string, away error) error {
+	_, err := s.mirror.store.Put(s.calls, key, bytes.NewReader(nil), 0, store.PutOptions{IfAbsent: true})
+	switch {
+	case errors.Is(err, store.ErrKey):
+		return err
+	case err == nil:
+		// It is the gateway's own, so if it stays the next sync replaces it.
+		return errors.Join(away, s.mirror.store.Delete(s.calls, key))
+	}
+	return away
 }
 
 const (

@@ -249,7 +249,7 @@ func (s *eventStream) run() error {
 			}
 		case d, open := <-s.feed.out:
 			if !open {
-				// The next request on this connection must not find a deadline of ours.
+				// The server still has the reply's end to write.
 				_ = s.control.SetWriteDeadline(time.Time{})
 				return s.feed.err
 			}

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// ErrLeaseLost is for a lease that another holder has by now, or that could not
-// be renewed in time. What it guarded must not be touched any more.
+// ErrLeaseLost is for a lease that another holder has, or had, by now. What it
+// guarded must not be touched any more.
 var ErrLeaseLost = errors.New("the lease is lost")
 
 // HeldError is for a lease that somebody else holds.
@@ -183,9 +183,10 @@ func (l *Lease) left() time.Duration {
 }
 
 // Hold renews the lease until ctx is done, and then returns nil, or until it is
-// lost: ErrLeaseLost. A store that is away is tried again until the lease expires.
+// lost: ErrLeaseLost. A store that is away is tried again. The lease may expire
+// meanwhile, and is Held again if nobody took it: a renewal succeeds only on what
+// this holder wrote last.
 func (l *Lease) Hold(ctx context.Context) error {
-	var failed error // the last renewal, if it failed
 	for {
 		timer := time.NewTimer(l.pause())
 		select {
@@ -194,11 +195,8 @@ func (l *Lease) Hold(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		}
-		if failed != nil && !l.Held() {
-			return fmt.Errorf("%w: it could not be renewed in time: %w", ErrLeaseLost, failed)
-		}
-		if failed = l.renew(ctx); errors.Is(failed, ErrLeaseLost) {
-			return failed
+		if err := l.renew(ctx); errors.Is(err, ErrLeaseLost) {
+			return err
 		}
 	}
 }
@@ -221,7 +219,7 @@ func (l *Lease) renew(ctx context.Context) error {
 	}
 	patience := l.settings.TTL / 4 // so that there is time for another try
 	if left := l.left(); left > 0 {
-		patience = min(patience, left)
+		patience = min(patience, left) // past that, Held has to say no
 	}
 	try, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -187,8 +188,19 @@ func leaseAway(t *testing.T, s store.Store) {
 		t.Error(err)
 	}
 	faults.Down()
-	if err := lease.Hold(t.Context()); !errors.Is(err, store.ErrLeaseLost) || !errors.Is(err, store.ErrAway) {
-		t.Errorf("with the store away for good, Hold returned %v", err)
+	stop = hold(t, lease)
+	waitFor(t, func() bool { return !lease.Held() })
+	faults.Up()
+	waitFor(t, lease.Held) // nobody took it meanwhile
+	faults.Down()
+	waitFor(t, func() bool { return !lease.Held() })
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	mustAcquire(t, s, "second")
+	faults.Up()
+	if err := lease.Hold(t.Context()); !errors.Is(err, store.ErrLeaseLost) {
+		t.Errorf("after somebody else took it, Hold returned %v", err)
 	}
 }
 
@@ -227,31 +239,42 @@ func waitFor(t *testing.T, done func() bool) {
 // hanging is a store whose Put never returns before its context is done.
 type hanging struct {
 	store.Store
-	hangs bool
+	hangs atomic.Bool
 }
 
+func (h *hanging) hang(hangs bool) { h.hangs.Store(hangs) }
+
 func (h *hanging) Put(ctx context.Context, key string, body io.Reader, size int64, opts store.PutOptions) (store.Info, error) {
-	if h.hangs {
+	if h.hangs.Load() {
 		<-ctx.Done()
 		return store.Info{}, ctx.Err()
 	}
 	return h.Store.Put(ctx, key, body, size, opts)
 }
 
-func TestALeaseWhoseStoreHangsIsLostInTime(t *testing.T) {
+func TestALeaseWhoseStoreHangsExpiresInTimeAndIsHeldAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &hanging{Store: newDirectory(t)}
 		lease, err := store.Acquire(t.Context(), s, store.LeaseSettings{Key: "lease", Holder: "first"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.hangs = true
+		s.hang(true)
 		began := time.Now()
-		if err := lease.Hold(t.Context()); !errors.Is(err, store.ErrLeaseLost) {
-			t.Errorf("Hold returned %v", err)
+		stop := hold(t, lease)
+		for lease.Held() {
+			<-time.After(time.Second)
 		}
-		if took := time.Since(began); took < 25*time.Second || took > 35*time.Second || lease.Held() {
-			t.Errorf("a lease of 30 s was lost after %v, and is held: %v", took, lease.Held())
+		if took := time.Since(began); took < 25*time.Second || took > 35*time.Second {
+			t.Errorf("a lease of 30 s expired after %v", took)
+		}
+		s.hang(false)
+		<-time.After(15 * time.Second)
+		if !lease.Held() {
+			t.Error("it is not held again")
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }
