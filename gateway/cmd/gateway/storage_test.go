@@ -214,43 +214,33 @@ func TestAStoreThatIsHeldIsNotTaken(t *testing.T) {
 
 func TestWorkEndsWithTheLease(t *testing.T) {
 	t.Parallel()
-	for name, lose := range map[string]func(t *testing.T, d *store.Directory){
-		"taken over": func(t *testing.T, d *store.Directory) {
-			if err := write(t, d, leaseKey, `{"holder":"second","turn":"x","ttlMs":1000}`); err != nil {
-				t.Fatal(err)
+	d := openDirectory(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := leased(t, d, "first")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.hold(t.Context(), func(ctx context.Context) error {
+			if err := write(t, s.store, "x", "x"); err != nil {
+				t.Error(err)
 			}
-		},
-		"store away": func(_ *testing.T, d *store.Directory) { _ = d.Close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			d := openDirectory(t)
-			synctest.Test(t, func(t *testing.T) {
-				s, err := leased(t, d, "first")
-				if err != nil {
-					t.Fatal(err)
-				}
-				err = s.hold(t.Context(), func(ctx context.Context) error {
-					if err := write(t, s.store, "x", "x"); err != nil {
-						t.Error(err)
-					}
-					time.Sleep(10 * leaseTTL)
-					if ctx.Err() != nil {
-						t.Error("a lease that is renewed was lost")
-					}
-					lose(t, d)
-					<-ctx.Done()
-					if !errors.Is(context.Cause(ctx), store.ErrLeaseLost) {
-						t.Errorf("the cause is %v", context.Cause(ctx))
-					}
-					return nil // as a server that drains does
-				})
-				if !errors.Is(err, store.ErrLeaseLost) || !strings.Contains(err.Error(), "the store in here is not this gateway's any more") {
-					t.Errorf("%v", err)
-				}
-			})
+			time.Sleep(10 * leaseTTL)
+			if ctx.Err() != nil {
+				t.Error("a lease that is renewed was lost")
+			}
+			if err := write(t, d, leaseKey, `{"holder":"second","turn":"x","ttlMs":1000}`); err != nil {
+				t.Error(err)
+			}
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), store.ErrLeaseLost) {
+				t.Errorf("the cause is %v", context.Cause(ctx))
+			}
+			return nil // as a server that drains does
 		})
-	}
+		if !errors.Is(err, store.ErrLeaseLost) || !strings.Contains(err.Error(), "the store in here is not this gateway's any more") {
+			t.Errorf("%v", err)
+		}
+	})
 }
 
 func TestWhatEndsKeepsTheLeaseUntilItHasEnded(t *testing.T) {

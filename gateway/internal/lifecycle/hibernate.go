@@ -118,6 +118,9 @@ func (m *Manager) stop(ctx context.Context, b *box, force bool) (err error) {
 	if err == nil {
 		_, err = g.Stop(ctx, guest.StopRequest{GraceMs: m.settings.Deadlines.Stop.Milliseconds()})
 	}
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
 	if err != nil {
 		// It does not do what it is told. The container is the unit to kill.
 		m.log.Warn("a sandbox did not end its processes and is killed", "sandboxId", b.id, "error", err)

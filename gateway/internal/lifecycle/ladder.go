@@ -190,13 +190,8 @@ func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, f
 		return resp, err
 	}
 	err = m.serially(ctx, b, false, func(ctx context.Context) error {
-		if !force {
-			b.mu.Lock()
-			inUse := b.inUse
-			b.mu.Unlock()
-			if inUse > 0 || m.claimsBusy(ctx, b) {
-				return sandbox.Errorf(sandbox.CodeSandboxBusy, "something is being done in the sandbox %q; wait, or end it with force", id)
-			}
+		if !force && (!b.unused(ctx) || m.claimsBusy(ctx, b)) {
+			return sandbox.Errorf(sandbox.CodeSandboxBusy, "something is being done in the sandbox %q; wait, or end it with force", id)
 		}
 		return m.settle(ctx, b, tier, force)
 	})
@@ -205,6 +200,30 @@ func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, f
 	}
 	info, _ := b.info()
 	return sandbox.HibernateResponse{Success: true, SandboxID: id, Status: info.Status, Tier: info.Tier}, nil
+}
+
+// usePatience is how long a use may take to end that has been answered already.
+const usePatience = time.Second
+
+// unused waits for a moment until nobody uses the sandbox, and says whether that
+// is so.
+func (b *box) unused(ctx context.Context) bool {
+	const pause = 10 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, usePatience)
+	defer cancel()
+	for {
+		b.mu.Lock()
+		inUse := b.inUse
+		b.mu.Unlock()
+		if inUse == 0 {
+			return true
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 func (m *Manager) claimsBusy(ctx context.Context, b *box) bool {

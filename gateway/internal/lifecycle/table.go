@@ -60,7 +60,7 @@ func (s state) visible() bool { return s.Status() != "" }
 // asleep says whether the gateway answers for a sandbox in this state what does
 // not wake it.
 func (s state) asleep() bool {
-	return s == stateFrozen || s == stateStopped || s == stateArchived || s == stateStarting
+	return s == stateSettling || s == stateFrozen || s == stateStopped || s == stateArchived || s == stateStarting
 }
 
 // occupies says whether a sandbox in this state counts against MaxRunning.

@@ -410,8 +410,8 @@ func TestATargetWhoseFirstEventIsLateIsGivenUp(t *testing.T) {
 	f := serveEvents(t, openCode(t, says(""), says("data: 1\n\n")), func(r *proxy.EventRequest) { r.JoinTimeout = 50 * time.Millisecond })
 	_, e := f.subscribe(t, "/event")
 	e.want("data: 1")
-	if len(f.joined) != 2 {
-		t.Errorf("Joined was called %d times for 2 targets", len(f.joined))
+	if joined := len(f.joined); joined < 2 || joined != len(f.asked) {
+		t.Errorf("Joined was called %d times for %d targets", joined, len(f.asked))
 	}
 }
 
@@ -472,16 +472,16 @@ func TestAReplyThatIsNoEventStreamIsPassedOn(t *testing.T) {
 		header http.Header
 		body   string
 	}{
-		"an error":                 {http.StatusNotFound, http.Header{"Content-Type": {"application/json"}}, `{"_tag":"SessionNotFoundError"}`},
-		"an error as events":       {http.StatusInternalServerError, http.Header{"Content-Type": {"text/event-stream"}}, "data: no"},
-		"a page":                   {http.StatusOK, http.Header{"Content-Type": {"text/html"}}, "<html>\n\n</html>"},
-		"a type that is none":      {http.StatusOK, http.Header{"Content-Type": {"text/event-stream/x"}}, "data: no"},
-		"compressed events":        {http.StatusOK, http.Header{"Content-Type": {"text/event-stream"}, "Content-Encoding": {"gzip"}}, "\x1f\x8b"},
-		"a redirect":               {http.StatusFound, http.Header{"Content-Type": {"text/plain"}, "Location": {"/event2"}}, "there"},
-		"nothing":                  {http.StatusNoContent, http.Header{"Content-Type": {"text/plain"}}, ""},
-		"a body that is no block":  {http.StatusOK, http.Header{"Content-Type": {"text/plain"}}, strings.Repeat("x", 9<<20)},
-		"what it has no right to":  {http.StatusUnauthorized, http.Header{"Content-Type": {"text/plain"}, "Set-Cookie": {"a=1"}}, "who?"},
-		"accepted, not answered": {http.StatusAccepted, http.Header{"Content-Type": {"text/event-stream; charset=utf-8"}}, "data: no"},
+		"an error":                {http.StatusNotFound, http.Header{"Content-Type": {"application/json"}}, `{"_tag":"SessionNotFoundError"}`},
+		"an error as events":      {http.StatusInternalServerError, http.Header{"Content-Type": {"text/event-stream"}}, "data: no"},
+		"a page":                  {http.StatusOK, http.Header{"Content-Type": {"text/html"}}, "<html>\n\n</html>"},
+		"a type that is none":     {http.StatusOK, http.Header{"Content-Type": {"text/event-stream/x"}}, "data: no"},
+		"compressed events":       {http.StatusOK, http.Header{"Content-Type": {"text/event-stream"}, "Content-Encoding": {"gzip"}}, "\x1f\x8b"},
+		"a redirect":              {http.StatusFound, http.Header{"Content-Type": {"text/plain"}, "Location": {"/event2"}}, "there"},
+		"nothing":                 {http.StatusNoContent, http.Header{"Content-Type": {"text/plain"}}, ""},
+		"a body that is no block": {http.StatusOK, http.Header{"Content-Type": {"text/plain"}}, strings.Repeat("x", 9<<20)},
+		"what it has no right to": {http.StatusUnauthorized, http.Header{"Content-Type": {"text/plain"}, "Set-Cookie": {"a=1"}}, "who?"},
+		"accepted, not answered":  {http.StatusAccepted, http.Header{"Content-Type": {"text/event-stream; charset=utf-8"}}, "data: no"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := serveEvents(t, openCode(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -492,7 +492,9 @@ func TestAReplyThatIsNoEventStreamIsPassedOn(t *testing.T) {
 				_, _ = io.WriteString(w, tt.body)
 			}), nil)
 			f.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-			f.Client().Transport.(*http.Transport).DisableCompression = true
+			if transport, ok := f.Client().Transport.(*http.Transport); ok {
+				transport.DisableCompression = true
+			}
 			res, _ := f.subscribe(t, "/event")
 			body, err := io.ReadAll(res.Body)
 			if err != nil || string(body) != tt.body || res.StatusCode != tt.status {

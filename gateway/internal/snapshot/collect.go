@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -68,6 +69,7 @@ func (e *Engine) collect(ctx context.Context, ref Ref) (int, error) {
 	if len(unused) == 0 {
 		return 0, nil
 	}
+	p.Damaged = slices.DeleteFunc(p.Damaged, func(name string) bool { return !used[packKey(ref.ID, name)] })
 	if err := e.writePointer(ctx, ref, p); err != nil {
 		return 0, err
 	}

@@ -235,6 +235,26 @@ func TestAFlippedByteInAnyObjectIsFoundAndNamed(t *testing.T) {
 	wantRestored(t, e, ref, "", tree.picture())
 }
 
+func TestTheNextSnapshotDoesNotRelyOnADamagedPack(t *testing.T) {
+	d, _ := openStore(t)
+	tree := newMemTree()
+	sample(tree)
+	e := engineOn(t, d, tree)
+	mustTake(t, e, ref, tree)
+	for _, key := range storetest.MustList(t, d, "snapshots/box/packs/") {
+		raw, _ := storetest.MustGet(t, d, key)
+		raw[len(raw)/2] ^= 1
+		storetest.MustPut(t, d, key, raw, store.PutOptions{})
+		// Each restore stops at the first that it finds.
+		if _, err := e.Restore(t.Context(), ref, "", nil, newMemTree()); !errors.Is(err, snapshot.ErrDamaged) {
+			t.Fatalf("%s: %v", key, err)
+		}
+		tree.now += 10
+		mustTake(t, e, ref, tree) // of the same files: they are all still there
+		wantRestored(t, e, ref, "", tree.picture())
+	}
+}
+
 func TestObjectsOfOthersAreRefused(t *testing.T) {
 	refs := []snapshot.Ref{{ID: "a", Incarnation: "1"}, {ID: "b", Incarnation: "1"}, {ID: "a", Incarnation: "2"}}
 	type stored map[string][]byte

@@ -78,6 +78,8 @@ func (k kept) snapshot() Snapshot {
 // pointer says which snapshots there are, the newest first.
 type pointer struct {
 	Snapshots []kept `json:"snapshots"`
+	// Damaged are the packs that were found damaged: nothing new refers to them.
+	Damaged []string `json:"damaged,omitempty"`
 
 	etag store.ETag // "" if there is no pointer
 }

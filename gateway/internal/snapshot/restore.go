@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/agentpod/agentpod/gateway/internal/store"
 )
@@ -33,9 +34,34 @@ func (e *Engine) Restore(ctx context.Context, ref Ref, id string, want func(path
 		err = e.restore(ctx, ref, k, want, tree)
 	}
 	if err != nil {
+		e.noteDamage(ctx, ref, err)
 		return Snapshot{}, interrupted(ctx, fmt.Errorf("restoring %s: %w", ref.ID, err))
 	}
 	return k.snapshot(), nil
+}
+
+// maxDamaged bounds how many damaged packs are remembered.
+const maxDamaged = 1000
+
+// noteDamage remembers that a pack is damaged, so that the next snapshot does not
+// rely on what it should hold. That it could not be noted is only told.
+func (e *Engine) noteDamage(ctx context.Context, ref Ref, found error) {
+	damage, ok := errors.AsType[*DamagedError](found)
+	if !ok {
+		return
+	}
+	name, isPack := strings.CutPrefix(damage.Key, packPrefix(ref.ID))
+	if !isPack {
+		return // a manifest that is damaged is noticed when it is read
+	}
+	p, err := e.readPointer(ctx, ref)
+	if err == nil && !slices.Contains(p.Damaged, name) && len(p.Damaged) < maxDamaged {
+		p.Damaged = append(p.Damaged, name)
+		err = e.writePointer(ctx, ref, p)
+	}
+	if err != nil {
+		e.settings.Log.WarnContext(ctx, "that a pack is damaged could not be noted", "sandbox", ref.ID, "pack", name, "error", err)
+	}
 }
 
 func (e *Engine) find(ctx context.Context, ref Ref, id string) (kept, error) {

@@ -95,10 +95,11 @@ func (e *Engine) take(ctx context.Context, ref Ref, tree Tree) (Snapshot, error)
 	}
 	next := &manifest{header: header{ID: newID(started), Sandbox: ref.ID, Incarnation: ref.Incarnation, ListedNs: started.UnixNano()}}
 	same := next.follow(base, listing, started.Add(-e.settings.Margin).UnixNano())
-	if same && len(at.Snapshots) > 0 {
+	hurt := func(p pack) bool { return slices.Contains(at.Damaged, p.name) }
+	if same && len(at.Snapshots) > 0 && !slices.ContainsFunc(base.packs, hurt) {
 		return at.Snapshots[0].snapshot(), nil
 	}
-	p, err := e.pack(ctx, ref, next, base, tree)
+	p, err := e.pack(ctx, ref, next, base, hurt, tree)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -166,7 +167,7 @@ func (m *manifest) follow(base *manifest, listing []Entry, trusted int64) (same 
 }
 
 // pack reads what has to be read, and fills in m's packs and chunks.
-func (e *Engine) pack(ctx context.Context, ref Ref, m, base *manifest, tree Tree) (*packer, error) {
+func (e *Engine) pack(ctx context.Context, ref Ref, m, base *manifest, hurt func(pack) bool, tree Tree) (*packer, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, inside := errgroup.WithContext(ctx)
@@ -182,7 +183,7 @@ func (e *Engine) pack(ctx context.Context, ref Ref, m, base *manifest, tree Tree
 			p.known[c.hash] = c
 		}
 	}
-	m.dropWeak(base.packs, p.known, int64(e.settings.PackSize))
+	m.dropWeak(base.packs, p.known, int64(e.settings.PackSize), hurt)
 	err := e.read(inside, m, p, tree)
 	if err == nil {
 		err = p.flush(inside)
@@ -201,11 +202,11 @@ func (e *Engine) pack(ctx context.Context, ref Ref, m, base *manifest, tree Tree
 	return p, nil
 }
 
-// dropWeak finds the base's packs that are not worth keeping: the base used less
-// than half of one, or there are many small ones. What is in them is read again,
+// dropWeak finds the base's packs that are not worth keeping: one that is hurt,
+// one of which the base used less than half, or many small ones. What is in them is read again,
 // and no longer known. It goes by the base and not by m, so that files which only
 // have other names now are not sent again.
-func (m *manifest) dropWeak(packs []pack, known map[[sha256.Size]byte]chunk, packSize int64) {
+func (m *manifest) dropWeak(packs []pack, known map[[sha256.Size]byte]chunk, packSize int64, hurt func(pack) bool) {
 	live := make([]int64, len(packs))
 	for _, c := range known {
 		live[c.pack] += int64(c.length)
@@ -213,7 +214,7 @@ func (m *manifest) dropWeak(packs []pack, known map[[sha256.Size]byte]chunk, pac
 	weak := make([]bool, len(packs))
 	var small []int
 	for i, p := range packs {
-		weak[i] = live[i] < p.plain/2
+		weak[i] = live[i] < p.plain/2 || hurt(p)
 		if strings.Contains(p.name, "/s") && p.plain < packSize/4 {
 			small = append(small, i)
 		}
