@@ -226,7 +226,7 @@ func stubImage(t *testing.T) string {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tag := fmt.Sprintf("agentpod-stub:t%d", rand.Uint32()) //nolint:gosec // a name
+	tag := fmt.Sprintf("agentpod-stub:t%d", rand.Uint32())
 	if out, err := docker("build", "-q", "-t", tag, dir); err != nil {
 		t.Fatal(out)
 	}
@@ -298,15 +298,21 @@ func (l *lines) count(text string) int {
 	return n
 }
 
+func (g *gateway) lastSnapshot(t *testing.T, id string) string {
+	t.Helper()
+	last, _ := g.call(t, http.MethodGet, "/sandbox/"+id, nil, http.StatusOK)["lastSnapshot"].(object)
+	return fmt.Sprint(last["id"])
+}
+
 func TestADamagedSnapshotIsNamedAndTheOneBeforeIsOffered(t *testing.T) {
 	g := start(t)
 	g.create(t, "hurt", nil)
 	g.exec(t, "hurt", "sh", "-c", "echo first > f.txt; head -c 300000 /dev/urandom > big")
 	g.hibernate(t, "hurt", "archived")
-	older := fmt.Sprint(g.call(t, http.MethodGet, "/sandbox/hurt", nil, http.StatusOK)["lastSnapshot"].(object)["id"]) //nolint:forcetypeassert // the contract's shape
+	older := g.lastSnapshot(t, "hurt")
 	g.exec(t, "hurt", "sh", "-c", "echo second > f.txt; head -c 300000 /dev/urandom > big2")
 	g.hibernate(t, "hurt", "archived")
-	newest := fmt.Sprint(g.call(t, http.MethodGet, "/sandbox/hurt", nil, http.StatusOK)["lastSnapshot"].(object)["id"]) //nolint:forcetypeassert // the contract's shape
+	newest := g.lastSnapshot(t, "hurt")
 	packs, err := filepath.Glob(filepath.Join(g.dir, "store", "snapshots", "hurt", "packs", newest, "*"))
 	if err != nil || len(packs) == 0 {
 		t.Fatalf("no packs of %s: %v", newest, err)

@@ -154,7 +154,7 @@ func (m *Manager) Sync(ctx context.Context, id string) (Synced, error) {
 	if err != nil {
 		return Synced{}, err
 	}
-	run := m.persist(b)
+	run := m.persist(b) //nolint:contextcheck // it outlives the request
 	if run == nil {
 		return Synced{}, errSettling
 	}
@@ -173,7 +173,7 @@ func (m *Manager) Persist(ctx context.Context, h Handle, limit time.Duration) Sy
 	if b == nil || h.Life.Err() != nil {
 		return Synced{}
 	}
-	if run := m.persist(b); run != nil {
+	if run := m.persist(b); run != nil { //nolint:contextcheck // it outlives the request
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		select {

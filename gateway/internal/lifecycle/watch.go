@@ -80,7 +80,7 @@ func (w *Watcher) Next(ctx context.Context) (Visit, error) {
 		case <-ctx.Done():
 			return Visit{}, context.Cause(ctx)
 		case <-w.Handle.Life.Done():
-			return Visit{}, context.Cause(w.Handle.Life)
+			return Visit{}, context.Cause(w.Handle.Life) //nolint:contextcheck // why the sandbox ended
 		}
 	}
 }

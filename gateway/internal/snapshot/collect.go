@@ -91,9 +91,14 @@ func (e *Engine) collect(ctx context.Context, ref Ref) (int, error) {
 
 // Delete removes all snapshots of a sandbox, ending what is being done with
 // them. It can be repeated until it succeeds. If they are of another incarnation
-// it removes nothing: ErrSuperseded.
+// it removes nothing: ErrSuperseded. An empty incarnation is any: that is for a
+// sandbox of which nothing is known any more but its id.
 func (e *Engine) Delete(ctx context.Context, ref Ref) error {
-	if err := ref.check(); err != nil {
+	checked := ref.check
+	if ref.Incarnation == "" {
+		checked = ref.checkID
+	}
+	if err := checked(); err != nil {
 		return err
 	}
 	e.gates.interrupt(ref, fmt.Errorf("%w: it is being deleted", ErrSuperseded))
@@ -102,7 +107,9 @@ func (e *Engine) Delete(ctx context.Context, ref Ref) error {
 		return err
 	}
 	defer leave()
-	_, err = e.readPointer(ctx, ref)
+	if ref.Incarnation != "" {
+		_, err = e.readPointer(ctx, ref)
+	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, ErrDamaged) {
 		return fmt.Errorf("deleting the snapshots of %s: %w", ref.ID, err)
 	}

@@ -66,12 +66,19 @@ type Sealer interface {
 // Ref is one incarnation of a sandbox.
 type Ref struct {
 	ID          string // of the form that sandbox.CheckID wants
-	Incarnation string // not empty
+	Incarnation string // not empty, but in Delete
+}
+
+func (r Ref) checkID() error {
+	if err := sandbox.CheckID(r.ID); err != nil {
+		return fmt.Errorf("a snapshot's sandbox: %w", err)
+	}
+	return nil
 }
 
 func (r Ref) check() error {
-	if err := sandbox.CheckID(r.ID); err != nil {
-		return fmt.Errorf("a snapshot's sandbox: %w", err)
+	if err := r.checkID(); err != nil {
+		return err
 	}
 	if r.Incarnation == "" || len(r.Incarnation) > 200 {
 		return fmt.Errorf("a snapshot's sandbox %s has no usable incarnation", r.ID)

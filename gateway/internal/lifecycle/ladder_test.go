@@ -1,0 +1,417 @@
+package lifecycle
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+func (w *world) mustHibernate(m *Manager, id string, tier sandbox.Tier) {
+	w.t.Helper()
+	resp, err := m.Hibernate(w.t.Context(), id, tier, false)
+	if err != nil || resp.Tier != tier || resp.Status != sandbox.StatusSleeping {
+		w.t.Fatalf("hibernating: %+v %v", resp, err)
+	}
+}
+
+func (w *world) mustUse(m *Manager, id string) Handle {
+	w.t.Helper()
+	h, err := m.Use(w.t.Context(), id, Looking)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	h.Release()
+	return h
+}
+
+func TestASandboxIsIdleForTooLong(t *testing.T) {
+	t.Parallel()
+	all := Idle{Freeze: time.Minute, Stop: time.Hour, Archive: 24 * time.Hour}
+	for name, c := range map[string]struct {
+		idle  Idle
+		state state
+		after time.Duration
+		want  sandbox.Tier
+	}{
+		"one that was used just now stays":                      {all, stateRunning, time.Second, ""},
+		"one that runs is frozen":                               {all, stateRunning, time.Minute, sandbox.TierFrozen},
+		"one that is frozen stays for a while":                  {all, stateFrozen, time.Minute, ""},
+		"one that is frozen is stopped":                         {all, stateFrozen, time.Hour, sandbox.TierStopped},
+		"one that is stopped stays for a while":                 {all, stateStopped, time.Hour, ""},
+		"one that is stopped is archived":                       {all, stateStopped, 24 * time.Hour, sandbox.TierArchived},
+		"one that runs is archived at once if it must be":       {all, stateRunning, 24 * time.Hour, sandbox.TierArchived},
+		"one that is archived stays":                            {all, stateArchived, 240 * time.Hour, ""},
+		"one without freezing is stopped":                       {Idle{Stop: time.Hour}, stateRunning, 2 * time.Hour, sandbox.TierStopped},
+		"one without any time stays":                            {Idle{}, stateRunning, 1000 * time.Hour, ""},
+		"one that is being created is left alone":               {all, stateCreating, 24 * time.Hour, ""},
+		"one whose workspace is lost is left alone":             {all, stateLost, 24 * time.Hour, ""},
+		"one that is stopped is not frozen":                     {Idle{Freeze: time.Minute}, stateStopped, time.Hour, ""},
+		"one that is frozen is archived if it is never stopped": {Idle{Archive: time.Hour}, stateFrozen, time.Hour, sandbox.TierArchived},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got, due := c.idle.due(c.state, c.after); got != c.want || due != (c.want != "") {
+				t.Errorf("got %q %v, want %q", got, due, c.want)
+			}
+		})
+	}
+}
+
+func TestEveryTierIsLeftByARequest(t *testing.T) {
+	t.Parallel()
+	for _, tier := range []sandbox.Tier{sandbox.TierFrozen, sandbox.TierStopped, sandbox.TierArchived} {
+		t.Run(string(tier), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			m := w.manager()
+			w.mustCreate(m, "a")
+			w.mustHibernate(m, "a", tier)
+			info, err := m.Get(t.Context(), "a")
+			if err != nil || info.Tier != tier || info.Status != sandbox.StatusSleeping {
+				t.Errorf("asleep: %+v %v", info, err)
+			}
+			if held := w.left(); tier == sandbox.TierArchived && (strings.Contains(held, "container") || strings.Contains(held, "volume")) {
+				t.Errorf("an archived sandbox has %s", held)
+			}
+			creates := w.count("Create")
+			var group sync.WaitGroup
+			for range 5 {
+				group.Go(func() { w.mustUse(m, "a") })
+			}
+			group.Wait()
+			if info, _ := m.Get(t.Context(), "a"); info.Tier != sandbox.TierRunning || info.Status != sandbox.StatusRunning {
+				t.Errorf("awake: %+v", info)
+			}
+			if n := w.count("Create") - creates; n > 1 || n == 1 != (tier == sandbox.TierArchived) {
+				t.Errorf("%d containers were made for five requests", n)
+			}
+			want := []string{"sandbox.created a", "sandbox.hibernated a", "sandbox.woken a"}
+			got := slices.DeleteFunc(w.told(), func(s string) bool { return strings.HasPrefix(s, "workspace.") })
+			if !slices.Equal(got, want) {
+				t.Errorf("told %v", got)
+			}
+		})
+	}
+}
+
+func TestNothingIsStoppedThatCannotBeStored(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"store.Ready", "Snapshot", "store.Update"} {
+		for _, from := range []sandbox.Tier{sandbox.TierRunning, sandbox.TierFrozen} {
+			t.Run(string(from)+" with a failing "+step, func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t)
+				m := w.manager()
+				w.mustCreate(m, "a")
+				if from == sandbox.TierFrozen {
+					w.mustHibernate(m, "a", from)
+				}
+				w.setFail(step, sandbox.Errorf(sandbox.CodeStoreAway, "away"))
+				_, err := m.Hibernate(t.Context(), "a", sandbox.TierArchived, false)
+				if !sandbox.HasCode(err, sandbox.CodeStoreAway) {
+					t.Fatalf("the error is %v", err)
+				}
+				if info, _ := m.Get(t.Context(), "a"); info.Tier != from {
+					t.Errorf("it is %s, and was %s", info.Tier, from)
+				}
+				if held := w.left(); !strings.Contains(held, "container") || !strings.Contains(held, "volume") {
+					t.Errorf("what it had is gone: %s", held)
+				}
+				w.setFail(step, nil)
+				w.mustUse(m, "a")
+				w.mustHibernate(m, "a", sandbox.TierArchived)
+			})
+		}
+	}
+}
+
+func TestAWakeThatFailsLeavesTheSandboxWhereItWas(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"Create", "Start", guest.RouteOpenCode, "Restore1", "Restore2", guest.RouteStart, "store.Update"} {
+		t.Run("at "+step, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			m := w.manager(func(s *Settings) { s.Deadlines.Guest = 100 * time.Millisecond })
+			w.mustCreate(m, "a")
+			w.mustHibernate(m, "a", sandbox.TierArchived)
+			before := w.left()
+			w.setFail(step, errInjected)
+			if _, err := m.Use(t.Context(), "a", Looking); err == nil || !strings.Contains(err.Error(), "step ") {
+				t.Fatalf("the error is %v", err)
+			}
+			info, _ := m.Get(t.Context(), "a")
+			if left := w.left(); left != before || info.Tier != sandbox.TierArchived || !strings.Contains(info.LastError, "step ") {
+				t.Errorf("left %s, %+v", left, info)
+			}
+			w.setFail(step, nil)
+			w.mustUse(m, "a")
+		})
+	}
+}
+
+func TestABusySandboxIsNotPutToSleep(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery = 5 * time.Millisecond
+		s.Idle = Idle{Stop: 20 * time.Millisecond, MaxAwake: time.Hour}
+	})
+	w.mu.Lock()
+	w.status.Busy = true
+	w.mu.Unlock()
+	w.mustCreate(m, "a")
+	asked := w.count(guest.RouteStatus)
+	until(t, "it was asked several times", func() bool { return w.count(guest.RouteStatus) > asked+5 })
+	if st := m.find("a").current(); st != stateRunning {
+		t.Errorf("it is %s", st)
+	}
+	if _, err := m.Hibernate(t.Context(), "a", sandbox.TierFrozen, false); !sandbox.HasCode(err, sandbox.CodeSandboxBusy) {
+		t.Errorf("hibernating without force: %v", err)
+	}
+	if _, err := m.Hibernate(t.Context(), "a", sandbox.TierFrozen, true); err != nil {
+		t.Errorf("hibernating with force: %v", err)
+	}
+}
+
+func TestASandboxThatIsBusyForEverIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery = 5 * time.Millisecond
+		s.Idle = Idle{Freeze: 10 * time.Millisecond, MaxAwake: 50 * time.Millisecond}
+	})
+	w.mu.Lock()
+	w.status.Busy = true
+	w.mu.Unlock()
+	w.mustCreate(m, "a")
+	until(t, "it is stopped", func() bool { return m.find("a").current() == stateStopped })
+	told := w.told()
+	if at := slices.Index(told, "sandbox.error a"); at < 0 || at > slices.Index(told, "sandbox.hibernated a") {
+		t.Errorf("told %v, want an error before the hibernation", told)
+	}
+}
+
+func TestASandboxInUseIsNotPutToSleep(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery = 5 * time.Millisecond
+		s.Idle = Idle{Freeze: 10 * time.Millisecond}
+	})
+	w.mustCreate(m, "a")
+	h, err := m.Use(t.Context(), "a", Looking)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Hibernate(t.Context(), "a", sandbox.TierStopped, false); !sandbox.HasCode(err, sandbox.CodeSandboxBusy) {
+		t.Errorf("hibernating: %v", err) // after a second of waiting, many looks long
+	}
+	if st := m.find("a").current(); st != stateRunning {
+		t.Errorf("it is %s while it is used", st)
+	}
+	h.Release()
+	until(t, "it is frozen", func() bool { return m.find("a").current() == stateFrozen })
+}
+
+func TestWhatWasDoneIsStoredOnceTheSandboxIsIdle(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) { s.LookEvery, s.Idle, s.PersistRetry = 5*time.Millisecond, Idle{}, 0 })
+	w.mustCreate(m, "a")
+	until(t, "the new sandbox is stored", func() bool { return w.count("Snapshot") == 1 && w.count("Sync") == 1 })
+	w.mustUse(m, "a")
+	h, err := m.Use(t.Context(), "a", Working)
+	if err != nil {
+		t.Fatal(err)
+	}
+	looks := func() { // several looks go by
+		b := m.find("a")
+		for range 5 {
+			m.lookAt(b, time.Now())
+		}
+	}
+	looks()
+	if n := w.count("Snapshot"); n != 1 {
+		t.Errorf("%d snapshots while it is being worked in, or was only looked at", n)
+	}
+	h.Release()
+	until(t, "the work is stored", func() bool { return w.count("Snapshot") == 2 })
+	w.setFail("Snapshot", sandbox.Errorf(sandbox.CodeStoreAway, "away"))
+	h, err = m.Use(t.Context(), "a", Working)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Release()
+	until(t, "it is tried again and again", func() bool { return w.count("Snapshot") > 4 })
+	if info, _ := m.Get(t.Context(), "a"); !strings.Contains(info.LastError, "away") {
+		t.Errorf("lastError = %q", info.LastError)
+	}
+	w.setFail("Snapshot", nil)
+	until(t, "the error is over", func() bool { info, _ := m.Get(t.Context(), "a"); return info.LastError == "" })
+}
+
+func TestASandboxThatDiedIsStoredBeforeItIsRemoved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.die(m, "a", 137)
+	starts := w.count(guest.RouteStart)
+	w.mustHibernate(m, "a", sandbox.TierArchived)
+	if w.count("Snapshot") == 0 || w.count(guest.RouteStart) != starts {
+		t.Errorf("%d snapshots; OpenCode was started %d times for it", w.count("Snapshot"), w.count(guest.RouteStart)-starts)
+	}
+	w.mustUse(m, "a")
+
+	w.die(m, "a", 1)
+	w.setFail("Snapshot", sandbox.Errorf(sandbox.CodeGuestFailed, "broken"))
+	if _, err := m.Hibernate(t.Context(), "a", sandbox.TierArchived, false); !sandbox.HasCode(err, sandbox.CodeGuestFailed) {
+		t.Errorf("the error is %v", err)
+	}
+	if held := w.left(); m.find("a").current() != stateStopped || !strings.Contains(held, "volume") {
+		t.Errorf("it is %s and has %s", m.find("a").current(), held)
+	}
+}
+
+func TestADiskThatIsGoneGivesWayToTheNewestSnapshot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierStopped)
+	w.mu.Lock()
+	clear(w.containers)
+	clear(w.volumes)
+	w.mu.Unlock()
+	w.mustUse(m, "a")
+	if w.count("Restore1") != 1 || w.count("Restore2") != 1 {
+		t.Error("it was not restored")
+	}
+}
+
+func TestARestartFindsEveryTierAgain(t *testing.T) {
+	t.Parallel()
+	for _, tier := range []sandbox.Tier{sandbox.TierFrozen, sandbox.TierStopped, sandbox.TierArchived} {
+		t.Run(string(tier), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			first := w.manager()
+			w.mustCreate(first, "a")
+			w.mustHibernate(first, "a", tier)
+			if err := first.Close(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			second := w.manager()
+			until(t, "the tier is known", func() bool {
+				info, err := second.Get(t.Context(), "a")
+				return err == nil && info.Tier == tier && info.Status == sandbox.StatusSleeping
+			})
+			w.mustUse(second, "a")
+		})
+	}
+}
+
+func TestWhatAnArchivedSandboxHadIsRemovedAfterACrash(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first := w.manager()
+	w.mustCreate(first, "a")
+	w.setFail("Remove", errInjected) // the gateway ends between the record and the engine
+	w.mustHibernate(first, "a", sandbox.TierArchived)
+	if err := first.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	w.setFail("Remove", nil)
+	second := w.manager()
+	until(t, "container and volume are gone", func() bool {
+		return !strings.Contains(w.left(), "container") && !strings.Contains(w.left(), "volume")
+	})
+	w.mustUse(second, "a")
+}
+
+func TestAWatcherIsThereBeforeTheRequestThatWokeTheSandbox(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierArchived)
+	watcher, err := m.Watch("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	if !watcher.Asleep() {
+		t.Error("it is not asleep")
+	}
+	joined := make(chan struct{})
+	go func() {
+		visit, err := watcher.Next(t.Context())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		close(joined)
+		visit.Joined()
+	}()
+	until(t, "the watcher waits", func() bool {
+		b := m.find("a")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return watcher.waiting
+	})
+	w.mustUse(m, "a")
+	select {
+	case <-joined:
+	default:
+		t.Error("the request was let in before the watcher was there")
+	}
+	if w.count("Unpause") != 0 {
+		t.Error("it was unpaused")
+	}
+}
+
+func TestIdleTimesOfASandboxsOwn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	never, soon, wrong := int64(0), int64(5), int64(-1)
+	req := request("a")
+	req.Idle = &sandbox.Idle{FreezeAfterMs: &never, StopAfterMs: &soon}
+	if _, err := m.Create(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	got := DefaultIdle().with(m.find("a").record().Idle)
+	if got.Freeze != 0 || got.Stop != 5*time.Millisecond || got.Archive != DefaultIdle().Archive {
+		t.Errorf("got %+v", got)
+	}
+	req = request("b")
+	req.Idle = &sandbox.Idle{DeleteAfterMs: &wrong}
+	if _, err := m.Create(t.Context(), req); !sandbox.HasCode(err, sandbox.CodeInvalidRequest) || !strings.Contains(err.Error(), "idle.deleteAfterMs") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestAMirrorWithoutARecordIsImported(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mirrors["a"] = true
+	req := request("a")
+	req.GitURL = "https://example.test/r.git"
+	if _, err := m.Create(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if w.count("Import") != 1 || len(w.execs) != 0 {
+		t.Errorf("%d imports, %d commands", w.count("Import"), len(w.execs))
+	}
+	w.mustCreate(m, "b")
+	if w.count("Import") != 1 {
+		t.Error("a mirror was imported that is not there")
+	}
+}
