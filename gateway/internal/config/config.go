@@ -57,6 +57,7 @@ type Config struct {
 	LogFiles       int     `env:"SANDBOX_LOG_FILES" envDefault:"2"`
 
 	MaxRunning      int `env:"MAX_RUNNING" envDefault:"20"`
+	MaxFrozen       int `env:"MAX_FROZEN" envDefault:"20"`
 	BootConcurrency int `env:"BOOT_CONCURRENCY" envDefault:"4"`
 	MaxHeld         int `env:"MAX_HELD" envDefault:"128"`
 
@@ -250,6 +251,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxRunning < 0 {
 		say("MAX_RUNNING", "0 (no bound) or more", "20")
+	}
+	if c.MaxFrozen < 0 {
+		say("MAX_FROZEN", "0 (no bound) or more", "20")
 	}
 	c.validateLadder(say)
 	c.validateStore(say)

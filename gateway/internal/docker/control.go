@@ -100,6 +100,21 @@ func (r *Runtime) Inspect(ctx context.Context, id string) (lifecycle.Container, 
 	return c, err
 }
 
+// Current says whether a container is of the image that a new one would be of.
+func (r *Runtime) Current(ctx context.Context, id string) (bool, error) {
+	var current bool
+	err := r.call(ctx, step{doing: "look for the sandbox image"}, func(ctx context.Context, e *engine) error {
+		resp, err := r.owned(ctx, e, id)
+		if err != nil {
+			return err
+		}
+		image, err := e.cli.ImageInspect(ctx, r.set.Image)
+		current = err == nil && image.ID == resp.Image
+		return err
+	})
+	return current, err
+}
+
 // Find finds the container that has a sandbox's name.
 func (r *Runtime) Find(ctx context.Context, sandboxID string) (lifecycle.Container, error) {
 	c, err := r.Inspect(ctx, r.nameOf(sandboxID))

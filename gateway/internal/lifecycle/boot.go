@@ -55,18 +55,25 @@ func (m *Manager) newContainer(ctx context.Context, b *box, volume string) (Cont
 	})
 }
 
-// container finds the sandbox's container or makes it again on its volume. It is
-// errNoDisk if that is gone.
+// container finds the sandbox's container, or makes it again on its volume if it
+// is gone or of an older image. It is errNoDisk if the volume is gone.
 func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	rec := b.record()
 	if rec.ContainerID != "" {
 		cont, err := m.runtime.Inspect(ctx, rec.ContainerID)
-		if err == nil {
+		if err == nil && (cont.State == ContainerRunning || cont.State == ContainerPaused) {
 			return cont, nil
 		}
-		if !errors.Is(err, ErrNoContainer) {
+		current := false
+		if err == nil {
+			current, err = m.runtime.Current(ctx, cont.ID)
+		}
+		if err == nil && current {
+			return cont, nil
+		}
+		if err != nil && !errors.Is(err, ErrNoContainer) {
 			return cont, err
 		}
 	}
@@ -77,7 +84,7 @@ func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 	if !slices.Contains(volumes, rec.Volume) {
 		return Container{}, errNoDisk
 	}
-	// One of that name and not of the record is a leftover of an old start.
+	// One of that name is of an older image, or a leftover of an old start.
 	if stale, err := m.runtime.Find(ctx, rec.SandboxID); err == nil {
 		if err := m.runtime.Remove(ctx, stale.ID); err != nil {
 			return Container{}, err

@@ -39,6 +39,7 @@ type world struct {
 	records    map[string]Stored
 	snapshots  map[string][]Snapshot // by sandbox id, the newest first
 	mirrors    map[string]bool
+	oldImage   bool // every container is of one
 	status     guest.Status
 	unreadable map[string]error
 	serial     int
@@ -307,6 +308,13 @@ func (w *world) Inspect(ctx context.Context, id string) (Container, error) {
 		return *c, nil
 	}
 	return Container{}, ErrNoContainer
+}
+
+func (w *world) Current(ctx context.Context, _ string) (bool, error) {
+	err := w.step(ctx, "Current")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.oldImage, err
 }
 
 func (w *world) Find(ctx context.Context, sandboxID string) (Container, error) {

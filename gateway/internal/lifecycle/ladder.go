@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -81,8 +82,10 @@ func (m *Manager) look() {
 	for {
 		select {
 		case <-every.C:
-			for _, b := range m.snapshot() {
-				m.lookAt(b, time.Now())
+			all := m.snapshot()
+			surplus := m.surplus(all)
+			for _, b := range all {
+				m.lookAt(b, time.Now(), surplus[b])
 			}
 		case <-m.base.Done():
 			return
@@ -90,11 +93,43 @@ func (m *Manager) look() {
 	}
 }
 
-// lookAt begins what is due for one sandbox, in the background.
-func (m *Manager) lookAt(b *box, now time.Time) {
+// surplus are the frozen sandboxes that are one too many, the longest idle first.
+func (m *Manager) surplus(all []*box) map[*box]bool {
+	if m.settings.MaxFrozen <= 0 {
+		return nil
+	}
+	type frozen struct {
+		b     *box
+		since time.Time
+	}
+	var found []frozen
+	for _, b := range all {
+		b.mu.Lock()
+		if b.state == stateFrozen {
+			found = append(found, frozen{b, b.lastActive})
+		}
+		b.mu.Unlock()
+	}
+	if len(found) <= m.settings.MaxFrozen {
+		return nil
+	}
+	slices.SortFunc(found, func(a, b frozen) int { return a.since.Compare(b.since) })
+	over := map[*box]bool{}
+	for _, f := range found[:len(found)-m.settings.MaxFrozen] {
+		over[f.b] = true
+	}
+	return over
+}
+
+// lookAt begins what is due for one sandbox, in the background. One that is
+// surplus does not stay frozen.
+func (m *Manager) lookAt(b *box, now time.Time, surplus bool) {
 	b.mu.Lock()
 	idle := m.settings.Idle.with(b.rec.Idle)
 	tier, down := idle.due(b.state, now.Sub(b.lastActive))
+	if surplus && !down && b.state == stateFrozen {
+		tier, down = sandbox.TierStopped, true
+	}
 	down = down && now.After(b.descendAfter)
 	forget := idle.Delete > 0 && now.Sub(b.lastActive) >= idle.Delete && b.state.visible() && b.state != stateCreating
 	store := b.state == stateRunning && b.attached && b.dirty && !b.persisting && now.After(b.persistAfter)
@@ -130,11 +165,23 @@ func (m *Manager) lookAt(b *box, now time.Time) {
 // is not believed any more.
 func (m *Manager) busy(b *box, idle Idle) bool {
 	b.mu.Lock()
-	asked := b.state == stateRunning && b.attached
+	running, cont := b.state == stateRunning, b.cont
 	g, rec, requested := b.guest, b.rec, b.lastRequest
 	b.mu.Unlock()
-	if !asked {
+	if !running {
 		return false
+	}
+	if g == nil { // adopted, and nobody has come for it yet
+		release, ok := b.trySerial()
+		if !ok {
+			return true // somebody is at it right now
+		}
+		var err error
+		g, err = m.open(b.life, b, cont)
+		release()
+		if err != nil {
+			return false
+		}
 	}
 	st, err := statusWithin(m.base, statusTimeout, g.Status)
 	if err != nil || !st.Busy {

@@ -233,7 +233,7 @@ func TestWhatWasDoneIsStoredOnceTheSandboxIsIdle(t *testing.T) {
 	looks := func() { // several looks go by
 		b := m.find("a")
 		for range 5 {
-			m.lookAt(b, time.Now())
+			m.lookAt(b, time.Now(), false)
 		}
 	}
 	looks()
@@ -292,6 +292,64 @@ func TestADiskThatIsGoneGivesWayToTheNewestSnapshot(t *testing.T) {
 	w.mustUse(m, "a")
 	if w.count("Restore1") != 1 || w.count("Restore2") != 1 {
 		t.Error("it was not restored")
+	}
+}
+
+func TestAWakeTakesTheCurrentImage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierStopped)
+	w.mustUse(m, "a")
+	if n := w.count("Create"); n != 1 {
+		t.Errorf("%d containers were made of one image", n)
+	}
+	w.mustHibernate(m, "a", sandbox.TierStopped)
+	w.oldImage = true
+	w.mustUse(m, "a")
+	if n := w.count("Create"); n != 2 || w.count("Restore1") != 0 {
+		t.Errorf("%d containers were made of two images, %d restores", n, w.count("Restore1"))
+	}
+}
+
+func TestTooManyFrozenSandboxesAreStopped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) { s.LookEvery, s.Idle, s.MaxFrozen = 5*time.Millisecond, Idle{}, 2 })
+	for _, id := range []string{"a", "b", "c", "d"} {
+		w.mustCreate(m, id)
+		w.mustUse(m, id)
+	}
+	for _, id := range []string{"d", "c", "b", "a"} {
+		w.mustHibernate(m, id, sandbox.TierFrozen)
+	}
+	// Those that were used last stay.
+	until(t, "two are stopped", func() bool {
+		return m.find("a").current() == stateStopped && m.find("b").current() == stateStopped
+	})
+	if c, d := m.find("c").current(), m.find("d").current(); c != stateFrozen || d != stateFrozen {
+		t.Errorf("c is %s, d is %s", c, d)
+	}
+}
+
+func TestABusySandboxThatWasAdoptedIsNotPutToSleep(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.status.Busy = true
+	first := w.manager()
+	w.mustCreate(first, "a")
+	if err := first.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	second := w.manager(func(s *Settings) {
+		s.LookEvery = 5 * time.Millisecond
+		s.Idle = Idle{Freeze: 10 * time.Millisecond, MaxAwake: time.Hour}
+	})
+	asked := w.count(guest.RouteStatus)
+	until(t, "it was asked several times", func() bool { return w.count(guest.RouteStatus) > asked+3 })
+	if st := second.find("a").current(); st != stateRunning {
+		t.Errorf("it is %s", st)
 	}
 }
 

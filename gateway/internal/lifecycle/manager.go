@@ -60,6 +60,9 @@ type Settings struct {
 	Deadlines Deadlines
 	// MaxRunning bounds the sandboxes that run at once, 0 means no bound.
 	MaxRunning int
+	// MaxFrozen bounds the sandboxes that are frozen, as they keep their memory: of
+	// more the longest idle are stopped. 0 means no bound.
+	MaxFrozen int
 	// BootConcurrency bounds how many boot at once; more of them wait.
 	BootConcurrency int
 	// MaxHeld bounds the requests that wait for one sandbox.
@@ -84,6 +87,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		Deadlines:       DefaultDeadlines(),
 		MaxRunning:      20,
+		MaxFrozen:       20,
 		BootConcurrency: 4,
 		MaxHeld:         128,
 		GitProtocols:    DefaultGitProtocols(),

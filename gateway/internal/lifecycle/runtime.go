@@ -38,6 +38,8 @@ type Runtime interface {
 	RemoveVolume(ctx context.Context, name string) error
 	// Inspect finds a container by its id.
 	Inspect(ctx context.Context, id string) (Container, error)
+	// Current says whether a container is of the image that a new one would be of.
+	Current(ctx context.Context, id string) (bool, error)
 	// Find finds the container that has a sandbox's name.
 	Find(ctx context.Context, sandboxID string) (Container, error)
 	// List returns the installation's containers, whatever their state.

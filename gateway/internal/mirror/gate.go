@@ -61,11 +61,12 @@ func (g *gates) forget(id string, here *gate) {
 	}
 }
 
-// interrupt ends the context of whoever is inside for that incarnation.
+// interrupt ends the context of whoever is inside for that incarnation; an empty
+// one is any.
 func (g *gates) interrupt(ref snapshot.Ref, cause error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if here := g.open[ref.ID]; here != nil && here.cancel != nil && here.whose == ref.Incarnation {
+	if here := g.open[ref.ID]; here != nil && here.cancel != nil && (ref.Incarnation == "" || here.whose == ref.Incarnation) {
 		here.cancel(cause)
 	}
 }

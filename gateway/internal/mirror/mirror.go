@@ -128,9 +128,16 @@ type Result struct {
 // prefixOf returns what the keys of a sandbox's files begin with.
 func prefixOf(id string) string { return "workspaces/" + id + "/" }
 
-func check(ref snapshot.Ref) error {
-	if err := sandbox.CheckID(ref.ID); err != nil {
+func checkID(id string) error {
+	if err := sandbox.CheckID(id); err != nil {
 		return fmt.Errorf("a mirror's sandbox: %w", err)
+	}
+	return nil
+}
+
+func check(ref snapshot.Ref) error {
+	if err := checkID(ref.ID); err != nil {
+		return err
 	}
 	if ref.Incarnation == "" || len(ref.Incarnation) > 200 {
 		return fmt.Errorf("a mirror's sandbox %s has no usable incarnation", ref.ID)
@@ -143,6 +150,11 @@ func (m *Mirror) alone(ctx context.Context, ref snapshot.Ref, doing string, call
 	if err := check(ref); err != nil {
 		return err
 	}
+	return m.inside(ctx, ref, doing, call)
+}
+
+// inside is alone for a ref that was checked.
+func (m *Mirror) inside(ctx context.Context, ref snapshot.Ref, doing string, call func(context.Context) error) error {
 	ctx, leave, err := m.gates.enter(ctx, ref)
 	if err != nil {
 		return err
@@ -178,8 +190,8 @@ func (m *Mirror) Begin(ctx context.Context, ref snapshot.Ref) error {
 // Exists tells whether there is a mirror of a sandbox, whoever wrote it: any
 // object under workspaces/ID/.
 func (m *Mirror) Exists(ctx context.Context, id string) (bool, error) {
-	if err := sandbox.CheckID(id); err != nil {
-		return false, fmt.Errorf("a mirror's sandbox: %w", err)
+	if err := checkID(id); err != nil {
+		return false, err
 	}
 	for _, err := range m.store.List(ctx, prefixOf(id)) {
 		if err != nil {
@@ -210,13 +222,24 @@ func (m *Mirror) Last(ctx context.Context, ref snapshot.Ref) (Result, error) {
 // Delete removes all objects of a sandbox's mirror, whoever wrote them, and the
 // index, ending what is being done with it. It can be repeated until it
 // succeeds. If the mirror is another incarnation's, nothing is removed:
-// snapshot.ErrSuperseded.
+// snapshot.ErrSuperseded. An empty incarnation is any: that is for a sandbox of
+// which nothing is known any more but its id.
 func (m *Mirror) Delete(ctx context.Context, ref snapshot.Ref) error {
+	anybody := ref.Incarnation == ""
+	checked := func() error { return check(ref) }
+	if anybody {
+		checked = func() error { return checkID(ref.ID) }
+	}
+	if err := checked(); err != nil {
+		return err
+	}
 	m.gates.interrupt(ref, fmt.Errorf("%w: it is being deleted", snapshot.ErrSuperseded))
-	return m.alone(ctx, ref, "deleting", func(ctx context.Context) error {
-		_, err := m.readIndex(ctx, ref)
-		if err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, snapshot.ErrDamaged) {
-			return err
+	return m.inside(ctx, ref, "deleting", func(ctx context.Context) error {
+		if !anybody {
+			_, err := m.readIndex(ctx, ref)
+			if err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, snapshot.ErrDamaged) {
+				return err
+			}
 		}
 		// The index first: from then on a sync in another process fails.
 		if err := m.store.Delete(ctx, indexKey(ref.ID)); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/snapshot"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -54,11 +55,9 @@ func (k *Keeper) atWork(ctx context.Context, doing string, work func() error) er
 		return sandbox.Errorf(sandbox.CodeDeadline, "too much is being stored or restored at once; try again").WithCause(context.Cause(ctx))
 	}
 	defer k.slots.Release(1)
-	err := work()
-	if errors.Is(err, snapshot.ErrConflict) || errors.Is(err, mirror.ErrConflict) {
-		err = work() // somebody was faster: once more on what is there now
-	}
-	return explain(doing, err)
+	// A conflict is not tried again here: it may be that the sandbox was deleted
+	// meanwhile, and then nothing of it must come back.
+	return explain(doing, work())
 }
 
 // Begin implements lifecycle.Workspaces.
@@ -186,6 +185,9 @@ func (k *Keeper) Delete(ctx context.Context, ref lifecycle.Ref) error {
 	return nil
 }
 
+// maxReason is of a reason in a message, in bytes.
+const maxReason = 300
+
 // explain makes the contract's error of any error of what is kept.
 func explain(doing string, err error) error {
 	if err == nil {
@@ -203,7 +205,8 @@ func explain(doing string, err error) error {
 	case errors.Is(err, snapshot.ErrSuperseded):
 		return coded(sandbox.CodeSandboxDeleted, "the sandbox was deleted, or made anew, meanwhile")
 	case errors.Is(err, snapshot.ErrLimit):
-		return coded(sandbox.CodeWorkspaceLimit, "the sandbox has more than can be stored: %s; remove some of its files", err)
+		// It may have a path in it, which is as long as the sandbox likes.
+		return coded(sandbox.CodeWorkspaceLimit, "the sandbox has more than can be stored: %s; remove some of its files", printable.Line(err.Error(), maxReason))
 	case errors.Is(err, snapshot.ErrTree):
 		return coded(sandbox.CodeGuestFailed, "the sandbox does not list or send its files as it must")
 	case errors.Is(err, snapshot.ErrConflict), errors.Is(err, mirror.ErrConflict):
@@ -213,6 +216,9 @@ func explain(doing string, err error) error {
 	}
 	if _, ok := errors.AsType[*sandbox.Error](err); ok {
 		return fmt.Errorf("%s: %w", doing, err)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return coded(sandbox.CodeDeadline, "%s took too long; try again", doing)
 	}
 	return coded(sandbox.CodeInternal, "%s failed; the gateway's log has the cause", doing)
 }
