@@ -49,7 +49,6 @@ func (m *Manager) persist(b *box) *persistRun {
 			defer cancel(nil)
 			m.persistAll(ctx, b)
 		})
-		return b.nextRun
 	}
 	return b.nextRun
 }
