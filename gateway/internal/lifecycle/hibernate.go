@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/guest"
@@ -159,13 +160,17 @@ func (m *Manager) bare(ctx context.Context, b *box, cont Container) (*guest.Clie
 // nothing else to it.
 func (m *Manager) commit(ctx context.Context, b *box, g *guest.Client) error {
 	rec := b.record()
+	var exported sync.WaitGroup
+	exported.Go(func() {
+		if _, err := m.sync(ctx, b, rec, g); err != nil {
+			// The mirror is an export: the next sync makes up for it.
+			m.log.Warn("the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
+		}
+	})
 	taken, err := m.takeSnapshot(ctx, b, rec, g)
+	exported.Wait()
 	if err != nil {
 		return err
-	}
-	if _, err := m.sync(ctx, b, rec, g); err != nil {
-		// The mirror is an export: the next sync makes up for it.
-		m.log.Warn("the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err

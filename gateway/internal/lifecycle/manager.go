@@ -130,6 +130,7 @@ type box struct {
 	state    state
 	rec      Record
 	version  Version
+	unsure   bool // the store may hold another record: a write of it failed, or its answer was lost
 	cont     Container
 	link     Link
 	guest    *guest.Client
@@ -368,7 +369,9 @@ func atStep(ctx context.Context, step string, err error) error {
 	return sandbox.Errorf(sandbox.CodeInternal, "step %s failed; the gateway's log has the cause", step).WithCause(err)
 }
 
-// save writes a change of the record. The caller holds serial.
+// save writes a change of the record. If it fails the change does not count, but
+// may be in the store all the same: until a write succeeds the box is unsure. The
+// caller holds serial.
 func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Store)
 	defer cancel()
@@ -381,15 +384,24 @@ func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error 
 	b.mu.Unlock()
 	change(&rec)
 	version, err := m.store.Update(ctx, rec, version)
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if version != "" {
-		b.mu.Lock()
-		b.rec, b.version = rec, version
-		b.mu.Unlock()
+		b.version = version
 	}
+	b.unsure = err != nil
 	if err != nil {
 		return storeError(err)
 	}
+	b.rec = rec
 	return nil
+}
+
+// recorded returns the record if it is known that the store holds it.
+func (b *box) recorded() (rec Record, sure bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rec, !b.unsure
 }
 
 func storeError(cause error) error {

@@ -337,7 +337,7 @@ func (m *Manager) restart(ctx context.Context, b *box, was state, next *newConfi
 		}
 		return 0, atStep(ctx, "container", err)
 	}
-	if b.record().Tier != "" {
+	if rec, sure := b.recorded(); rec.Tier != "" || !sure {
 		// From here on the disk may hold more than the snapshot does.
 		if err := m.save(ctx, b, func(r *Record) { r.Tier = "" }); err != nil {
 			return 0, atStep(ctx, "record", err)
@@ -372,7 +372,7 @@ func (m *Manager) startWith(ctx context.Context, b *box, g *guest.Client, next *
 
 // keep writes a config that OpenCode has taken into the record.
 func (m *Manager) keep(ctx context.Context, b *box, next newConfig) error {
-	if bytes.Equal(b.record().Secrets.Config, next.raw) {
+	if rec, sure := b.recorded(); sure && bytes.Equal(rec.Secrets.Config, next.raw) {
 		return nil
 	}
 	return m.save(ctx, b, func(r *Record) { r.Secrets.Config = next.raw })
