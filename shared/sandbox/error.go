@@ -52,7 +52,11 @@ const (
 	CodeDiskFull         Code = "disk_full"
 	CodeOutOfMemory      Code = "out_of_memory"
 	CodeStoreAway        Code = "store_unavailable"
+	CodeSettling         Code = "sandbox_settling"
 	CodeShuttingDown     Code = "shutting_down"
+	CodeUnsupported      Code = "unsupported"
+	CodeBackendFailed    Code = "backend_failed"
+	CodeBackendAway      Code = "backend_unavailable"
 	CodeDeadline         Code = "deadline_exceeded"
 	CodeTurnDeadline     Code = "turn_deadline"
 )
@@ -100,7 +104,11 @@ var statuses = map[Code]int{
 	CodeDiskFull:         http.StatusServiceUnavailable,
 	CodeOutOfMemory:      http.StatusServiceUnavailable,
 	CodeStoreAway:        http.StatusServiceUnavailable,
+	CodeSettling:         http.StatusServiceUnavailable,
 	CodeShuttingDown:     http.StatusServiceUnavailable,
+	CodeUnsupported:      http.StatusNotImplemented,
+	CodeBackendFailed:    http.StatusBadGateway,
+	CodeBackendAway:      http.StatusServiceUnavailable,
 	CodeDeadline:         http.StatusGatewayTimeout,
 	CodeTurnDeadline:     http.StatusGatewayTimeout,
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -83,7 +84,16 @@ func (a *API) openCodeHealth(c echo.Context, id, prefix, path string) error {
 		return err
 	}
 	if running {
-		return a.serve(c, h, path, proxy.Request{OpenCodeURL: h.Link.OpenCodeURL, Password: h.Password, Path: path, Prefix: prefix})
+		ctx, cancel := context.WithTimeout(c.Request().Context(), healthTimeout)
+		defer cancel()
+		c.SetRequest(c.Request().WithContext(ctx))
+		err := a.serve(c, h, path, proxy.Request{OpenCodeURL: h.Link.OpenCodeURL, Password: h.Password, Path: path, Prefix: prefix})
+		if err == nil || c.Response().Committed {
+			return err
+		}
+		if _, asleep, _ := a.Manager.Health(id); !asleep { // it was put to sleep under the probe
+			return err
+		}
 	}
 	version, asleep, err := a.Manager.Health(id)
 	switch {
@@ -120,6 +130,9 @@ func (a *API) events(c echo.Context, id, prefix, path string) error {
 		},
 	})
 }
+
+// healthTimeout bounds a probe of OpenCode's health.
+const healthTimeout = 5 * time.Second
 
 func reads(method string) bool { return method == http.MethodGet || method == http.MethodHead }
 

@@ -142,7 +142,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	now := time.Now().UTC()
 	rec := Record{
 		SandboxID: p.id, UserID: p.userID, Incarnation: strings.ToLower(rand.Text()), Phase: PhaseCreating,
-		CreatedAt: now, LastActiveAt: now, Directory: p.directory, Volume: newVolume(), Idle: p.idle,
+		CreatedAt: now, LastActiveAt: now, Directory: p.directory, Volume: newVolume(p.id), Idle: p.idle,
 		Secrets: Secrets{Token: secret(), Password: secret(), Config: p.rawConfig},
 	}
 	if p.repo != nil {
@@ -287,7 +287,8 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 		return 0, err
 	}
 	b.mu.Lock()
-	b.attached, b.dirty = true, true
+	b.attached = true
+	b.soilLocked()
 	b.mu.Unlock()
 	return p.config.CountWritten(applied.Written), nil
 }

@@ -17,8 +17,12 @@ func (m *Manager) Delete(ctx context.Context, id string) error {
 	}
 	b := m.find(id)
 	if b == nil {
-		return nil
+		// A mirror may be there all the same, such as the Cloudflare worker's.
+		return m.purge(ctx, Record{}, id, true)
 	}
+	b.mu.Lock()
+	b.unwanted = true
+	b.mu.Unlock()
 	b.end(ErrDeleted)
 	done := make(chan error, 1)
 	m.work.Go(func() {
@@ -39,6 +43,8 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	b.mu.Lock()
 	gone, st, rec, run := b.gone, b.state, b.rec, b.cont.Run()
 	unreadable := b.unreadable
+	// What a create has begun and nobody wants deleted is only taken back.
+	whole := b.unwanted || rec.Phase != PhaseCreating || unreadable
 	b.mu.Unlock()
 	if gone {
 		return nil
@@ -53,7 +59,7 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	}
 	// A delete that was asked for is finished, whoever leaves meanwhile.
 	ctx = context.WithoutCancel(ctx)
-	if rec.Phase == PhaseReady && !unreadable {
+	if whole && rec.Phase != PhaseDeleting && !unreadable {
 		// So that a restart goes on with it. A store that cannot be written must not
 		// keep anything from being deleted: that frees space.
 		if err := m.save(ctx, b, func(r *Record) { r.Phase = PhaseDeleting }); err != nil {
@@ -65,7 +71,10 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	if err := m.removeFromEngine(ctx, rec, b.id); err != nil {
 		return err
 	}
-	if err := m.purge(ctx, rec, b.id); err != nil {
+	if err := m.removeVolumes(ctx, b.id); err != nil {
+		return err
+	}
+	if err := m.purge(ctx, rec, b.id, whole); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
@@ -85,15 +94,40 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	return nil
 }
 
-// purge removes what is stored of a sandbox but its record.
-func (m *Manager) purge(ctx context.Context, rec Record, id string) error {
+// purge removes what is stored of a sandbox but its record; of a create that is
+// taken back only what that has made.
+func (m *Manager) purge(ctx context.Context, rec Record, id string, whole bool) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Purge)
 	defer cancel()
 	ref := rec.ref()
 	ref.SandboxID = id // a record that cannot be read has none
+	if !whole {
+		return m.workspaces.Undo(ctx, ref)
+	}
 	return m.workspaces.Delete(ctx, ref)
 }
 
+// removeVolumes removes every volume of a sandbox, also those that were given up
+// and those that a record which cannot be read may name.
+func (m *Manager) removeVolumes(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	volumes, err := m.runtime.Volumes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if sandboxOfVolume(v) != id {
+			continue
+		}
+		if err := m.runtime.RemoveVolume(ctx, v); err != nil && !errors.Is(err, ErrNoContainer) {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeFromEngine removes a sandbox's container and the volume of its record.
 func (m *Manager) removeFromEngine(ctx context.Context, rec Record, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()

@@ -498,6 +498,16 @@ func (k workspacesOf) Import(ctx context.Context, _ Ref, _ *guest.Client) (int64
 	return 1, k.w.step(ctx, "Import")
 }
 
+func (k workspacesOf) Undo(ctx context.Context, ref Ref) error {
+	if err := k.w.step(ctx, "Undo"); err != nil {
+		return err
+	}
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	delete(k.w.snapshots, ref.SandboxID)
+	return nil
+}
+
 func (k workspacesOf) Delete(ctx context.Context, ref Ref) error {
 	if err := k.w.step(ctx, "Delete"); err != nil {
 		return err

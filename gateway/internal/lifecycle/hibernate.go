@@ -10,23 +10,31 @@ import (
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// settle puts a sandbox to sleep in a tier, at least. Whatever fails, it stays
-// as it is: nothing is stopped before the store can be written, no container is
-// removed before its snapshot is committed. The caller holds serial.
-func (m *Manager) settle(ctx context.Context, b *box, tier sandbox.Tier, force bool) error {
+// settle puts a sandbox to sleep in a tier, at least, unless somebody came for it
+// after it was decided. Nothing is ended before the store can be written, and no
+// container or disk is removed before its snapshot is committed. The caller holds
+// serial.
+func (m *Manager) settle(ctx context.Context, b *box, tier sandbox.Tier, force bool, decided time.Time) error {
 	began, from := time.Now(), b.current()
+	stored := b.record().Tier == sandbox.TierStopped
 	var err error
 	switch {
 	case from == stateLost:
 		return lostError(b.id, b.lastErrorNow())
 	case from == stateCreating || !from.visible():
 		return sandbox.Errorf(sandbox.CodeConflict, "the sandbox %q does not run yet; try again when it has been created", b.id)
-	case from == stateArchived || depth(from.Tier()) >= depth(tier):
+	case from == stateArchived,
+		depth(from.Tier()) >= depth(tier) && (from != stateStopped || stored || tier == sandbox.TierFrozen):
 		return nil
 	case tier == sandbox.TierFrozen:
-		err = m.freeze(ctx, b, force)
-	default:
-		err = m.putDown(ctx, b, from, tier, force)
+		err = m.freeze(ctx, b, force, decided)
+	case from == stateStopped && !stored:
+		err = m.storeStopped(ctx, b)
+	case from != stateStopped:
+		err = m.stop(ctx, b, force, decided)
+	}
+	if err == nil && tier == sandbox.TierArchived {
+		err = m.archive(ctx, b)
 	}
 	if err != nil {
 		return err
@@ -40,26 +48,13 @@ func (m *Manager) settle(ctx context.Context, b *box, tier sandbox.Tier, force b
 	return nil
 }
 
-// putDown goes on from frozen.
-func (m *Manager) putDown(ctx context.Context, b *box, from state, tier sandbox.Tier, force bool) error {
-	if from != stateStopped {
-		if err := m.stop(ctx, b, force); err != nil {
-			return err
-		}
-	}
-	if tier != sandbox.TierArchived {
-		return nil
-	}
-	return m.archive(ctx, b)
-}
-
 // beginSettling closes the sandbox to new requests, unless one came meanwhile.
-func (m *Manager) beginSettling(b *box, force bool) (was state, err error) {
+func (m *Manager) beginSettling(b *box, force bool, decided time.Time) (was state, err error) {
 	b.mu.Lock()
 	was = b.state
-	if b.inUse > 0 && !force {
+	if !force && (b.inUse > 0 || b.lastRequest.After(decided)) {
 		b.mu.Unlock()
-		return was, sandbox.Errorf(sandbox.CodeSandboxBusy, "something is being done in the sandbox %q", b.id)
+		return was, busyError(b.id)
 	}
 	err = m.becomeLocked(b, stateSettling, true)
 	b.mu.Unlock()
@@ -70,10 +65,11 @@ func (m *Manager) beginSettling(b *box, force bool) (was state, err error) {
 }
 
 // freeze pauses the container. Nothing is written: memory and disk stay.
-func (m *Manager) freeze(ctx context.Context, b *box, force bool) error {
-	if _, err := m.beginSettling(b, force); err != nil {
+func (m *Manager) freeze(ctx context.Context, b *box, force bool, decided time.Time) error {
+	if _, err := m.beginSettling(b, force, decided); err != nil {
 		return err
 	}
+	closed := time.Now()
 	b.mu.Lock()
 	cont := b.cont
 	b.mu.Unlock()
@@ -81,7 +77,16 @@ func (m *Manager) freeze(ctx context.Context, b *box, force bool) error {
 		_ = m.become(b, stateRunning, true)
 		return atStep(ctx, "container", err)
 	}
-	return m.become(b, stateFrozen, true)
+	if err := m.become(b, stateFrozen, true); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	nudged := b.lastRequest.After(closed)
+	b.mu.Unlock()
+	if nudged { // a terminal was typed into
+		return errors.Join(busyError(b.id), m.thaw(ctx, b))
+	}
+	return nil
 }
 
 func (m *Manager) pause(ctx context.Context, cont Container) error {
@@ -100,21 +105,36 @@ func (m *Manager) pause(ctx context.Context, cont Container) error {
 }
 
 // stop ends every process of a sandbox, stores what it has, and stops its
-// container.
-func (m *Manager) stop(ctx context.Context, b *box, force bool) (err error) {
+// container. If it cannot be stored it is as before, but that OpenCode is started
+// again by the next request. If that is its own fault it is stopped all the same,
+// with its disk kept: trying again would end its processes each time.
+func (m *Manager) stop(ctx context.Context, b *box, force bool, decided time.Time) error {
 	// Before anything is ended: without the store it could not be stopped.
 	if err := m.storeReady(ctx); err != nil {
 		return err
 	}
-	was, err := m.beginSettling(b, force)
+	was, err := m.beginSettling(b, force, decided)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			m.backTo(ctx, b, was)
+	g, err := m.quieten(ctx, b, was)
+	if err == nil {
+		err = m.commit(ctx, b, g)
+	}
+	ownFault := sandbox.HasCode(err, sandbox.CodeWorkspaceLimit) || sandbox.HasCode(err, sandbox.CodeGuestFailed)
+	if err == nil || ownFault {
+		if outErr := m.putOut(ctx, b); outErr != nil && err == nil {
+			err = outErr
 		}
-	}()
+	}
+	if b.current() == stateSettling {
+		m.backTo(ctx, b, was)
+	}
+	return err
+}
+
+// quieten ends everything in a sandbox but sandboxd, and every connection to it.
+func (m *Manager) quieten(ctx context.Context, b *box, was state) (*guest.Client, error) {
 	b.mu.Lock()
 	cont := b.cont
 	if was == stateFrozen {
@@ -129,19 +149,14 @@ func (m *Manager) stop(ctx context.Context, b *box, force bool) (err error) {
 		_, err = g.Stop(ctx, guest.StopRequest{GraceMs: m.settings.Deadlines.Stop.Milliseconds()})
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		return cause
+		return nil, cause
 	}
-	if err != nil {
-		// It does not do what it is told. The container is the unit to kill.
-		m.log.Warn("a sandbox did not end its processes and is killed", "sandboxId", b.id, "error", err)
-		if g, err = m.bare(ctx, b, cont); err != nil {
-			return err
-		}
+	if err == nil {
+		return g, nil
 	}
-	if err := m.commit(ctx, b, g); err != nil {
-		return err
-	}
-	return m.putOut(ctx, b)
+	// It does not do what it is told. The container is the unit to kill.
+	m.log.Warn("a sandbox did not end its processes and is killed", "sandboxId", b.id, "error", err)
+	return m.bare(ctx, b, cont)
 }
 
 // bare is the container started anew: nothing but sandboxd runs in it.
@@ -160,25 +175,27 @@ func (m *Manager) bare(ctx context.Context, b *box, cont Container) (*guest.Clie
 // nothing else to it.
 func (m *Manager) commit(ctx context.Context, b *box, g *guest.Client) error {
 	rec := b.record()
+	exporting, giveUp := context.WithCancel(ctx)
+	defer giveUp()
 	var exported sync.WaitGroup
 	exported.Go(func() {
-		if _, err := m.sync(ctx, b, rec, g); err != nil {
+		if _, err := m.sync(exporting, b, rec, g, false); err != nil {
 			// The mirror is an export: the next sync makes up for it.
 			m.log.Warn("the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
 		}
 	})
 	taken, err := m.takeSnapshot(ctx, b, rec, g)
-	exported.Wait()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = atStepOrNil(ctx, "record", m.save(ctx, b, func(r *Record) { r.Tier, r.Snapshot = sandbox.TierStopped, &taken }))
+	}
 	if err != nil {
-		return err
+		giveUp()
 	}
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	if err := m.save(ctx, b, func(r *Record) { r.Tier, r.Snapshot = sandbox.TierStopped, &taken }); err != nil {
-		return atStep(ctx, "record", err)
-	}
-	return nil
+	exported.Wait()
+	return err
 }
 
 // putOut stops the container of a sandbox that is stored.
@@ -217,14 +234,8 @@ func (m *Manager) backTo(ctx context.Context, b *box, was state) {
 	m.work.Go(func() { m.verify(m.base, b) }) // perhaps because the container ended
 }
 
-// archive removes the container and the disk of a stopped sandbox. One that
-// stopped by itself is stored first.
+// archive removes the container and the disk of a stopped sandbox that is stored.
 func (m *Manager) archive(ctx context.Context, b *box) error {
-	if b.record().Tier != sandbox.TierStopped {
-		if err := m.storeStopped(ctx, b); err != nil {
-			return err
-		}
-	}
 	rec := b.record()
 	// The record first: what is left behind then is removed as orphaned.
 	if err := m.save(ctx, b, func(r *Record) { r.Tier, r.ContainerID, r.Volume = sandbox.TierArchived, "", "" }); err != nil {
@@ -244,16 +255,23 @@ func (m *Manager) archive(ctx context.Context, b *box) error {
 
 // storeStopped stores a sandbox that stopped by itself: its container is started
 // with nothing but sandboxd in it.
-func (m *Manager) storeStopped(ctx context.Context, b *box) (err error) {
+func (m *Manager) storeStopped(ctx context.Context, b *box) error {
 	if err := m.storeReady(ctx); err != nil {
 		return err
 	}
-	cont, err := m.container(ctx, b)
-	if errors.Is(err, errNoDisk) {
-		return m.fallBack(ctx, b)
-	}
+	release, err := m.bootSlot(ctx)
 	if err != nil {
+		return atStep(ctx, "queue", err)
+	}
+	defer release()
+	cont, err := m.container(ctx, b)
+	switch {
+	case errors.Is(err, errNoDisk):
+		return sandbox.Errorf(sandbox.CodeConflict, "the disk of the sandbox %q is not in the engine, so it cannot be stored; wake it to go on from its newest snapshot", b.id)
+	case err != nil:
 		return atStep(ctx, "container", err)
+	case cont.State == ContainerRunning || cont.State == ContainerPaused:
+		return busyError(b.id) // it was started by somebody else just now
 	}
 	if err := m.become(b, stateSettling, true); err != nil {
 		return err
@@ -261,19 +279,17 @@ func (m *Manager) storeStopped(ctx context.Context, b *box) (err error) {
 	b.mu.Lock()
 	b.cont = cont
 	b.mu.Unlock()
-	defer func() {
-		if err != nil {
-			m.backTo(ctx, b, stateStopped)
-		}
-	}()
 	g, err := m.open(ctx, b, cont)
-	if err != nil {
-		return err
+	if err == nil {
+		err = m.commit(ctx, b, g)
 	}
-	if err := m.commit(ctx, b, g); err != nil {
-		return err
+	if err == nil {
+		err = m.putOut(ctx, b)
 	}
-	return m.putOut(ctx, b)
+	if b.current() == stateSettling {
+		m.backTo(ctx, b, stateStopped)
+	}
+	return err
 }
 
 func (m *Manager) storeReady(ctx context.Context) error {

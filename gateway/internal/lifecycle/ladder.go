@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -121,19 +122,49 @@ func (m *Manager) surplus(all []*box) map[*box]bool {
 	return over
 }
 
+// duty is what is due for a sandbox.
+type duty struct {
+	tier sandbox.Tier // to put it to sleep in; "" for none
+	// overdue: it has been in use for MaxAwake without a new request, and is put to
+	// sleep under whoever uses it.
+	overdue bool
+	store   bool // what was done in it
+	urgent  bool // however busy it is
+	forget  bool // delete it
+}
+
+// dueLocked says what is due. The caller holds mu.
+func (m *Manager) dueLocked(b *box, idle Idle, now time.Time, surplus bool) (d duty) {
+	used := b.inUse > 0 || b.held.Load() > 0
+	since, running := now.Sub(b.lastActive), b.state == stateRunning
+	if tier, due := idle.due(b.state, since); due {
+		d.tier = tier
+	}
+	switch {
+	case b.state == stateFrozen && surplus && d.tier == "",
+		// It stopped by itself: what it has is stored before anything else happens to it.
+		b.state == stateStopped && d.tier == "" && b.rec.Tier == "" && since >= m.settings.PersistRetry:
+		d.tier = sandbox.TierStopped
+	case d.tier == sandbox.TierFrozen && (b.dirty || b.persisting):
+		d.tier = "" // a frozen sandbox cannot be stored
+	}
+	d.overdue = running && b.inUse > 0 && idle.MaxAwake > 0 && now.Sub(b.lastRequest) >= idle.MaxAwake
+	if used && !d.overdue || !now.After(b.descendAfter) {
+		d.tier, d.overdue = "", false
+	}
+	d.urgent = now.Sub(b.dirtySince) >= m.settings.PersistMost
+	d.store = running && b.dirty && !b.persisting && now.After(b.persistAfter) && (!used || d.urgent)
+	d.forget = !used && idle.Delete > 0 && since >= idle.Delete && b.state.visible() && b.state != stateCreating
+	return d
+}
+
 // lookAt begins what is due for one sandbox, in the background. One that is
 // surplus does not stay frozen.
 func (m *Manager) lookAt(b *box, now time.Time, surplus bool) {
 	b.mu.Lock()
 	idle := m.settings.Idle.with(b.rec.Idle)
-	tier, down := idle.due(b.state, now.Sub(b.lastActive))
-	if surplus && !down && b.state == stateFrozen {
-		tier, down = sandbox.TierStopped, true
-	}
-	down = down && now.After(b.descendAfter)
-	forget := idle.Delete > 0 && now.Sub(b.lastActive) >= idle.Delete && b.state.visible() && b.state != stateCreating
-	store := b.state == stateRunning && b.attached && b.dirty && !b.persisting && now.After(b.persistAfter)
-	if b.looking || b.inUse > 0 || b.unreadable || !down && !store && !forget {
+	d := m.dueLocked(b, idle, now, surplus)
+	if b.looking || b.unreadable || d.tier == "" && !d.overdue && !d.store && !d.forget {
 		b.mu.Unlock()
 		return
 	}
@@ -145,80 +176,172 @@ func (m *Manager) lookAt(b *box, now time.Time, surplus bool) {
 			b.looking = false
 			b.mu.Unlock()
 		}()
-		switch {
-		case m.busy(b, idle):
-		case forget:
-			m.log.Info("deleting a sandbox that was idle for too long", "sandboxId", b.id, "idle", idle.Delete)
-			if err := m.Delete(m.base, b.id); err != nil {
-				m.log.Warn("an idle sandbox could not be deleted yet", "sandboxId", b.id, "error", err)
-			}
-		case down:
-			m.descend(b, tier)
-		case store:
-			m.persist(b)
-		}
+		m.attend(b, d, idle, now)
 	})
 }
 
-// busy asks a running sandbox whether something is being done in it, which is
-// activity. One that says so for longer than MaxAwake without any request to it
-// is not believed any more.
-func (m *Manager) busy(b *box, idle Idle) bool {
-	b.mu.Lock()
-	running, cont := b.state == stateRunning, b.cont
-	g, rec, requested := b.guest, b.rec, b.lastRequest
-	b.mu.Unlock()
-	if !running {
-		return false
+// attend does what is due, unless the sandbox is busy.
+func (m *Manager) attend(b *box, d duty, idle Idle, now time.Time) {
+	busy := m.busy(b, idle)
+	switch {
+	case d.overdue:
+		m.disbelieve(b, now)
+	case d.store && (d.urgent || !busy):
+		m.persist(b, false)
+	case busy:
+	case d.forget:
+		m.forgetIdle(b, idle.Delete)
+	case d.tier != "":
+		m.descend(b, d.tier, false, now)
 	}
-	if g == nil { // adopted, and nobody has come for it yet
-		release, ok := b.trySerial()
-		if !ok {
-			return true // somebody is at it right now
-		}
-		var err error
-		g, err = m.open(b.life, b, cont)
-		release()
-		if err != nil {
-			return false
-		}
-	}
-	st, err := statusWithin(m.base, statusTimeout, g.Status)
-	if err != nil || !st.Busy {
-		return false // one that does not answer does nothing that could be waited for
-	}
-	awake := time.Since(requested)
-	if idle.MaxAwake > 0 && awake >= idle.MaxAwake {
-		why := fmt.Sprintf("it has said to be busy for %s without a request to it, and is put to sleep (MAX_AWAKE)", awake.Round(time.Second))
-		m.log.Warn("a sandbox is not believed to be busy", "sandboxId", b.id, "awake", awake)
-		m.notify(rec, sandbox.EventSandboxError, map[string]any{"reason": why})
-		m.descend(b, sandbox.TierStopped)
-		return true
-	}
-	b.mu.Lock()
-	b.lastActive = time.Now().UTC()
-	b.persistAfter = time.Now().Add(m.settings.PersistPause)
-	b.mu.Unlock()
-	return true
 }
 
-// statusTimeout bounds the question whether a sandbox is busy.
-const statusTimeout = 5 * time.Second
-
-// descend puts a sandbox to sleep if nobody works on it. What fails is tried
-// again after a while.
-func (m *Manager) descend(b *box, tier sandbox.Tier) {
+// forgetIdle deletes a sandbox, unless somebody has come for it.
+func (m *Manager) forgetIdle(b *box, limit time.Duration) {
 	release, ok := b.trySerial()
 	if !ok {
 		return
 	}
 	defer release()
-	if err := m.settle(b.life, b, tier, false); err != nil && b.life.Err() == nil {
-		m.log.Warn("a sandbox could not be put to sleep yet", "sandboxId", b.id, "tier", tier, "error", err)
-		b.mu.Lock()
-		b.lastError, b.descendAfter = reason(err), time.Now().Add(m.settings.PersistRetry)
-		b.mu.Unlock()
+	b.mu.Lock()
+	idle := time.Since(b.lastActive) >= limit && b.inUse == 0 && b.held.Load() == 0 && b.state.visible()
+	b.unwanted = b.unwanted || idle
+	b.mu.Unlock()
+	if !idle {
+		return
 	}
+	m.log.Info("deleting a sandbox that was idle for too long", "sandboxId", b.id, "idle", limit)
+	if err := m.destroy(m.base, b); err != nil {
+		m.log.Warn("an idle sandbox could not be deleted yet", "sandboxId", b.id, "error", err)
+	}
+}
+
+// busy asks a running sandbox whether something is being done in it, which is
+// activity. One that says so for longer than MaxAwake without any request to it
+// is not believed any more. One that does not answer may be busy, for a while.
+func (m *Manager) busy(b *box, idle Idle) bool {
+	g, err := m.guestOf(b)
+	if g == nil && err == nil {
+		return false // it does not run
+	}
+	var st guest.Status
+	if err == nil {
+		st, err = statusWithin(m.base, statusTimeout, g.Status)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil {
+		b.unanswered++
+		return b.unanswered < maxUnanswered
+	}
+	b.unanswered = 0
+	if !st.Busy {
+		return false
+	}
+	now := time.Now()
+	if idle.MaxAwake > 0 && now.Sub(b.lastRequest) >= idle.MaxAwake {
+		if now.After(b.descendAfter) && b.state == stateRunning {
+			m.work.Go(func() { m.disbelieve(b, now) })
+		}
+		return true
+	}
+	b.lastActive = now.UTC()
+	if now.Sub(b.dirtySince) < m.settings.PersistMost {
+		b.persistAfter = now.Add(m.settings.PersistPause)
+	}
+	return true
+}
+
+// guestOf is a running sandbox's sandboxd; nil if it does not run. Nobody may
+// have come for it yet since it was adopted.
+func (m *Manager) guestOf(b *box) (*guest.Client, error) {
+	b.mu.Lock()
+	running, g := b.state == stateRunning, b.guest
+	b.mu.Unlock()
+	if !running || g != nil {
+		return g, nil
+	}
+	release, ok := b.trySerial()
+	if !ok {
+		return nil, nil //nolint:nilnil // somebody is at it, and it is looked at again
+	}
+	defer release()
+	b.mu.Lock()
+	running, g, cont := b.state == stateRunning, b.guest, b.cont
+	b.mu.Unlock()
+	if !running || g != nil {
+		return g, nil
+	}
+	return m.open(b.life, b, cont)
+}
+
+const (
+	// statusTimeout bounds the question whether a sandbox is busy. It is more than
+	// sandboxd gives OpenCode to answer.
+	statusTimeout = 10 * time.Second
+	// maxUnanswered is how many such questions in a row may stay without an answer
+	// before a sandbox counts as idle.
+	maxUnanswered = 3
+)
+
+// disbelieve puts a sandbox to sleep whatever is being done in it.
+func (m *Manager) disbelieve(b *box, now time.Time) {
+	b.mu.Lock()
+	awake, rec := now.Sub(b.lastRequest).Round(time.Second), b.rec
+	b.mu.Unlock()
+	m.log.Warn("a sandbox is not believed to be busy", "sandboxId", b.id, "awake", awake)
+	m.notify(rec, sandbox.EventSandboxError, map[string]any{
+		"reason": fmt.Sprintf("it has been busy for %s without a request to it, and is put to sleep (MAX_AWAKE)", awake),
+	})
+	m.descend(b, sandbox.TierStopped, true, now)
+}
+
+// descend puts a sandbox to sleep, unless somebody came for it after it was decided.
+// What fails is tried again after a while, longer each time.
+func (m *Manager) descend(b *box, tier sandbox.Tier, force bool, decided time.Time) {
+	release, ok := b.trySerial()
+	if !ok {
+		return
+	}
+	defer release()
+	was := b.current()
+	m.refresh(b.life, b)
+	if b.current() != was {
+		return // it runs after all
+	}
+	err := m.settle(b.life, b, tier, force, decided)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err == nil:
+		b.failures = 0
+	case b.life.Err() != nil || sandbox.HasCode(err, sandbox.CodeSandboxBusy):
+	default:
+		b.lastError = reason(err)
+		b.descendAfter = time.Now().Add(m.backOffLocked(b))
+		m.log.Warn("a sandbox could not be put to sleep yet", "sandboxId", b.id, "tier", tier, "error", err)
+	}
+}
+
+// maxBackOff bounds how long is waited before what failed is tried again.
+const maxBackOff = time.Hour
+
+// backOffLocked counts a failure, and says how long to wait. The caller holds mu.
+func (m *Manager) backOffLocked(b *box) time.Duration {
+	b.failures = min(b.failures+1, 20) // more would overflow
+	return min(m.settings.PersistRetry<<(b.failures-1), maxBackOff)
+}
+
+// refresh looks whether the container of a stopped sandbox runs: after a restart of
+// the gateway, or a start by somebody else. The caller holds serial.
+func (m *Manager) refresh(ctx context.Context, b *box) {
+	rec := b.record()
+	if b.current() != stateStopped || rec.ContainerID == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	m.adoptHeld(ctx, b, rec.ContainerID)
 }
 
 // Hibernate puts a sandbox to sleep at once. One in which something is being
@@ -237,16 +360,25 @@ func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, f
 		return resp, err
 	}
 	err = m.serially(ctx, b, false, func(ctx context.Context) error {
-		if !force && (!b.unused(ctx) || m.claimsBusy(ctx, b)) {
-			return sandbox.Errorf(sandbox.CodeSandboxBusy, "something is being done in the sandbox %q; wait, or end it with force", id)
+		m.refresh(ctx, b)
+		if !force && !b.unused(ctx) {
+			return busyError(id)
 		}
-		return m.settle(ctx, b, tier, force)
+		decided := time.Now()
+		if !force && m.claimsBusy(ctx, b) {
+			return busyError(id)
+		}
+		return m.settle(ctx, b, tier, force, decided)
 	})
 	if err != nil {
 		return resp, err
 	}
 	info, _ := b.info()
 	return sandbox.HibernateResponse{Success: true, SandboxID: id, Status: info.Status, Tier: info.Tier}, nil
+}
+
+func busyError(id string) error {
+	return sandbox.Errorf(sandbox.CodeSandboxBusy, "something is being done in the sandbox %q; wait, or end it with force", id)
 }
 
 // usePatience is how long a use may take to end that has been answered already.
@@ -275,9 +407,12 @@ func (b *box) unused(ctx context.Context) bool {
 
 func (m *Manager) claimsBusy(ctx context.Context, b *box) bool {
 	b.mu.Lock()
-	g, asked := b.guest, b.state == stateRunning && b.attached
+	g, cont, running := b.guest, b.cont, b.state == stateRunning
 	b.mu.Unlock()
-	if !asked {
+	if running && g == nil {
+		g, _ = m.open(ctx, b, cont) // one that does not answer is not busy
+	}
+	if !running || g == nil {
 		return false
 	}
 	st, err := statusWithin(ctx, statusTimeout, g.Status)

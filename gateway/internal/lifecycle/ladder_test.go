@@ -473,3 +473,157 @@ func TestAMirrorWithoutARecordIsImported(t *testing.T) {
 		t.Error("a mirror was imported that is not there")
 	}
 }
+
+func TestAnUndoneCreateLeavesTheMirrorThatWasThereBefore(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"Create", "Start", "Begin", "Import", guest.RouteStart, "store.Update"} {
+		t.Run("at "+step, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			m := w.manager()
+			w.mirrors["a"] = true
+			w.setFail(step, errInjected)
+			if _, err := m.Create(t.Context(), request("a")); err == nil {
+				t.Fatal("it was created")
+			}
+			w.setFail(step, nil)
+			m.reconcile(t.Context())
+			until(t, "only the mirror is left", func() bool { return w.left() == "mirror a" })
+			if err := m.Delete(t.Context(), "a"); err != nil || w.left() != "" {
+				t.Errorf("after a delete: %v, %s", err, w.left())
+			}
+		})
+	}
+	t.Run("a create that a crash cut short", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.mirrors["a"] = true
+		w.records["a"] = Stored{Record{SandboxID: "a", Phase: PhaseCreating, Volume: "agentpod-a.x"}, "1"}
+		w.volumes["agentpod-a.x"] = true
+		m := w.manager()
+		m.reconcile(t.Context())
+		until(t, "only the mirror is left", func() bool { return w.left() == "mirror a" })
+	})
+}
+
+func TestWhoLeavesDuringAWakeDoesNotKeepTheSandboxAwake(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierStopped)
+	entered, release := w.hold(guest.RouteStart)
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		_, err := m.Use(ctx, "a", Looking)
+		left <- err
+	}()
+	<-entered
+	cancel()
+	if err := <-left; err == nil {
+		t.Fatal("it was let in")
+	}
+	release()
+	b := m.find("a")
+	until(t, "it runs and nobody uses it", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.state == stateRunning && b.inUse == 0 && len(b.serial) == 0
+	})
+}
+
+func TestADiskThatIsMissingForAWhileIsNotGivenUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustCreate(m, "b")
+	w.mustHibernate(m, "a", sandbox.TierStopped)
+	w.die(m, "b", 1)
+	var volumes map[string]bool
+	var containers map[string]*Container
+	take := func() { // another engine, or one whose disk is not mounted
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		volumes, w.volumes = w.volumes, map[string]bool{}
+		containers, w.containers = w.containers, map[string]*Container{}
+	}
+	take()
+	m.reconcile(t.Context())
+	if st := m.find("b").current(); st != stateLost {
+		t.Errorf("the one that was never stored is %s", st)
+	}
+	w.mustUse(m, "a") // it goes on from its snapshot
+	w.mu.Lock()
+	for v := range volumes {
+		w.volumes[v] = true
+	}
+	_ = containers
+	w.mu.Unlock()
+	m.reconcile(t.Context())
+	if left := w.left(); strings.Count(left, "volume agentpod-a.") != 2 || !strings.Contains(left, "volume agentpod-b.") {
+		t.Errorf("a volume that came back was removed: %s", left)
+	}
+	w.mustUse(m, "b")
+	for _, id := range []string{"a", "b"} {
+		if err := m.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := w.left(); left != "" {
+		t.Errorf("left: %s", left)
+	}
+}
+
+func TestWorkIsStoredHoweverBusyTheSandboxIs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.status.Busy = true
+	m := w.manager(func(s *Settings) {
+		s.LookEvery, s.Idle, s.PersistPause, s.PersistMost = 5*time.Millisecond, Idle{}, 5*time.Millisecond, 50*time.Millisecond
+	})
+	w.mustCreate(m, "a")
+	b := m.find("a")
+	until(t, "it is stored", func() bool { return w.count("Snapshot") > 0 })
+	until(t, "what goes on is to be stored too", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.dirty && !b.persisting
+	})
+}
+
+func TestASandboxThatIsWokenStaysAwakeForAWhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) { s.Idle = Idle{Freeze: time.Minute} })
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierFrozen)
+	b := m.find("a")
+	b.mu.Lock()
+	b.lastActive = time.Now().Add(-time.Hour)
+	b.mu.Unlock()
+	if _, err := m.Wake(t.Context(), "a", nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if d := m.dueLocked(b, m.settings.Idle, time.Now(), false); d.tier != "" {
+		t.Errorf("it is to be %s at once", d.tier)
+	}
+}
+
+func TestASandboxThatCannotBeStoredIsStoppedWithItsDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.setFail("Snapshot", sandbox.Errorf(sandbox.CodeWorkspaceLimit, "too much"))
+	if _, err := m.Hibernate(t.Context(), "a", sandbox.TierArchived, false); !sandbox.HasCode(err, sandbox.CodeWorkspaceLimit) {
+		t.Fatalf("the error is %v", err)
+	}
+	if rec := m.find("a").record(); m.find("a").current() != stateStopped || rec.Tier != "" || !strings.Contains(w.left(), rec.Volume) {
+		t.Errorf("it is %s, %+v, and has %s", m.find("a").current(), rec, w.left())
+	}
+	w.mustUse(m, "a")
+}

@@ -80,6 +80,9 @@ type Settings struct {
 	// in it is stored, and PersistRetry how long after that, or a step down the
 	// ladder, has failed it is tried again.
 	PersistPause, PersistRetry time.Duration
+	// PersistMost is for how long what was done may wait to be stored because the
+	// sandbox is busy.
+	PersistMost time.Duration
 }
 
 // DefaultSettings are what a gateway starts from.
@@ -96,6 +99,7 @@ func DefaultSettings() Settings {
 		LookEvery:       time.Second,
 		PersistPause:    2 * time.Second,
 		PersistRetry:    30 * time.Second,
+		PersistMost:     time.Minute,
 	}
 }
 
@@ -116,8 +120,9 @@ type Manager struct {
 	bootSlots chan struct{}
 	occupied  atomic.Int64
 
-	mu    sync.RWMutex
-	boxes map[string]*box
+	mu     sync.RWMutex
+	boxes  map[string]*box
+	warned map[string]bool // volumes that something was said of
 }
 
 // box is one sandbox. serial is held by whoever changes it; mu guards the
@@ -145,20 +150,24 @@ type box struct {
 	inUse       int
 	watchers    map[*Watcher]struct{}
 
-	// dirty is set while something was done that is not stored yet.
+	// dirty is set, since dirtySince, while something was done that is not stored yet.
 	dirty         bool
+	dirtySince    time.Time
 	persisting    bool
 	persistFailed bool
 	nextRun       *persistRun
 	endPersist    func()
 	persistAfter  time.Time // no sooner
 	descendAfter  time.Time // no sooner
+	failures      int       // to step down or to store, one after another
+	unanswered    int       // questions whether it is busy, one after another
 	synced        Synced    // as of the last sync
 	snapshot      *Snapshot // the newest
 	looking       bool      // lookAt is at it
 	nudged        bool      // Nudge is at it
 
 	gone       bool // no longer in the manager's map
+	unwanted   bool // a delete was asked for
 	unreadable bool // the record exists and cannot be read
 	lastError  string
 	// wakes counts the tries to bring it up; wakeErr is how the last one ended.
@@ -174,7 +183,7 @@ func New(settings Settings, runtime Runtime, store Store, workspaces Workspaces,
 		settings: settings, runtime: runtime, store: store, workspaces: workspaces, links: links, notices: notices, log: log,
 		base: base, shutdown: shutdown,
 		bootSlots: make(chan struct{}, max(1, settings.BootConcurrency)),
-		boxes:     map[string]*box{},
+		boxes:     map[string]*box{}, warned: map[string]bool{},
 	}
 }
 
@@ -377,7 +386,7 @@ func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error 
 	defer cancel()
 	b.mu.Lock()
 	rec, version := b.rec, b.version
-	rec.LastError, rec.LastActiveAt = b.lastError, b.lastActive
+	rec.Secrets.LastError, rec.LastActiveAt = b.lastError, b.lastActive
 	if b.snapshot != nil {
 		rec.Snapshot = b.snapshot
 	}

@@ -14,6 +14,7 @@ import (
 type persistRun struct {
 	synced  chan struct{} // closed after the sync
 	done    chan struct{} // closed after the snapshot
+	asked   bool          // by a caller, who is told of it whatever it changes
 	result  Synced
 	syncErr error
 	snapErr error
@@ -21,21 +22,22 @@ type persistRun struct {
 
 // errSettling ends what is persisted in the background: the sandbox is put to
 // sleep, which does the same once more, or deleted.
-var errSettling = sandbox.Errorf(sandbox.CodeConflict, "the sandbox is being put to sleep; try again")
+var errSettling = sandbox.Errorf(sandbox.CodeSettling, "the sandbox is being put to sleep; try again in a moment")
 
 // persist has what is in a running sandbox synced and stored, by a run that
 // begins after this call: calls during one run share the next. It is nil if the
-// sandbox does not run.
-func (m *Manager) persist(b *box) *persistRun {
+// sandbox does not run. asked says that a caller is told of it.
+func (m *Manager) persist(b *box, asked bool) *persistRun {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state != stateRunning || !b.attached {
+	if b.state != stateRunning || b.guest == nil {
 		return nil
 	}
 	if b.nextRun != nil {
+		b.nextRun.asked = b.nextRun.asked || asked
 		return b.nextRun
 	}
-	b.nextRun = &persistRun{synced: make(chan struct{}), done: make(chan struct{})}
+	b.nextRun = &persistRun{synced: make(chan struct{}), done: make(chan struct{}), asked: asked}
 	if !b.persisting {
 		b.persisting = true
 		ctx, cancel := context.WithCancelCause(b.life)
@@ -75,24 +77,33 @@ func (m *Manager) persistAll(ctx context.Context, b *box) {
 func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.Client, run *persistRun) {
 	defer close(run.done)
 	began := time.Now()
-	run.result, run.syncErr = m.sync(ctx, b, rec, g)
+	run.result, run.syncErr = m.sync(ctx, b, rec, g, run.asked)
 	close(run.synced)
 	_, run.snapErr = m.takeSnapshot(ctx, b, rec, g)
-	b.mu.Lock()
 	err := errors.Join(run.syncErr, run.snapErr)
+	goesOn := false // what is being done now is not stored
+	if err == nil {
+		st, statusErr := statusWithin(ctx, statusTimeout, g.Status)
+		goesOn = statusErr == nil && st.Busy
+	}
+	b.mu.Lock()
 	b.persistAfter = time.Now().Add(m.settings.PersistPause)
 	switch {
 	case err == nil:
+		b.failures = 0
 		if b.persistFailed {
 			b.persistFailed, b.lastError = false, ""
 		}
+		if goesOn {
+			b.soilLocked()
+		}
 	case ctx.Err() != nil: // not its own fault
-		b.dirty = true
+		b.soilLocked()
 	default:
 		// It is tried again, and until then the sandbox goes on as it is.
-		b.dirty, b.persistFailed = true, true
-		b.persistAfter = time.Now().Add(m.settings.PersistRetry)
-		b.lastError = reason(errors.Join(run.syncErr, run.snapErr))
+		b.soilLocked()
+		b.persistFailed, b.lastError = true, reason(err)
+		b.persistAfter = time.Now().Add(m.backOffLocked(b))
 	}
 	b.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
@@ -102,8 +113,9 @@ func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.
 	m.log.Debug("stored", "sandboxId", b.id, "duration", time.Since(began))
 }
 
-// sync makes the mirror equal to the workspace.
-func (m *Manager) sync(ctx context.Context, b *box, rec Record, g *guest.Client) (Synced, error) {
+// sync makes the mirror equal to the workspace, and tells of it if that was asked
+// for or changed anything.
+func (m *Manager) sync(ctx context.Context, b *box, rec Record, g *guest.Client, asked bool) (Synced, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Snapshot)
 	defer cancel()
 	synced, err := m.workspaces.Sync(ctx, rec.ref(), g)
@@ -113,6 +125,9 @@ func (m *Manager) sync(ctx context.Context, b *box, rec Record, g *guest.Client)
 	b.mu.Lock()
 	b.synced = synced
 	b.mu.Unlock()
+	if !asked && !synced.Changed {
+		return synced, nil
+	}
 	m.notify(rec, sandbox.EventWorkspaceSynced, map[string]any{"syncedFiles": synced.Files, "totalSize": synced.Bytes})
 	return synced, nil
 }
@@ -153,7 +168,7 @@ func (m *Manager) Sync(ctx context.Context, id string) (Synced, error) {
 	if err != nil {
 		return Synced{}, err
 	}
-	run := m.persist(b) //nolint:contextcheck // it outlives the request
+	run := m.persist(b, true) //nolint:contextcheck // it outlives the request
 	if run == nil {
 		return Synced{}, errSettling
 	}
@@ -172,7 +187,7 @@ func (m *Manager) Persist(ctx context.Context, h Handle, limit time.Duration) Sy
 	if b == nil || h.Life.Err() != nil {
 		return Synced{}
 	}
-	if run := m.persist(b); run != nil { //nolint:contextcheck // it outlives the request
+	if run := m.persist(b, false); run != nil { //nolint:contextcheck // it outlives the request
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		select {

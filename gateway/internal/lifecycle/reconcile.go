@@ -24,13 +24,18 @@ func (m *Manager) load(ctx context.Context) error {
 	for _, s := range listing.Stored {
 		b := m.newBox(s.Record.SandboxID)
 		b.rec, b.version = s.Record, s.Version
-		b.lastActive, b.lastError = s.Record.LastActiveAt, s.Record.LastError
+		b.lastActive, b.lastError = s.Record.LastActiveAt, s.Record.Secrets.LastError
 		b.lastRequest = b.lastActive
 		next := stateStopped
 		if s.Record.Tier == sandbox.TierArchived {
 			next = stateArchived
 		}
-		if s.Record.Phase != PhaseReady {
+		switch {
+		case s.Record.Phase == PhaseReady:
+		case s.Record.Phase == PhaseCreating && m.wasReady(ctx, s.Record):
+			b.unreadable, next = true, stateLost
+			b.lastError = "its record is older than what is stored of it: somebody put an old one back"
+		default:
 			// A create that never answered, or a delete that was interrupted.
 			next = stateDeleting
 			b.end(ErrDeleted)
@@ -50,6 +55,15 @@ func (m *Manager) load(ctx context.Context) error {
 	}
 	m.log.Info("records loaded", "sandboxes", len(listing.Stored), "unreadable", len(listing.Unreadable))
 	return nil
+}
+
+// wasReady says whether a sandbox was ready once whose record says that it is
+// being created: only then it was stored. If that is not known it may have been.
+func (m *Manager) wasReady(ctx context.Context, rec Record) bool {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
+	defer cancel()
+	all, err := m.workspaces.Snapshots(ctx, rec.ref())
+	return err != nil || len(all) > 0
 }
 
 // follow listens to the engine for as long as the manager lives. Each time the
@@ -164,7 +178,7 @@ func (m *Manager) followPause(b *box, now Container) {
 func (m *Manager) reconcile(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
-	m.finishDeletes(ctx)
+	m.finishDeletes()
 	containers, err := m.runtime.List(ctx)
 	if err != nil {
 		m.log.Warn("reconcile: the engine did not list containers", "error", err)
@@ -233,6 +247,11 @@ func (m *Manager) adopt(ctx context.Context, b *box, containerID string) {
 		return // an operation is on its way
 	}
 	defer release()
+	m.adoptHeld(ctx, b, containerID)
+}
+
+// adoptHeld is adopt for who holds serial.
+func (m *Manager) adoptHeld(ctx context.Context, b *box, containerID string) {
 	cont, err := m.runtime.Inspect(ctx, containerID)
 	next := stateRunning
 	switch {
@@ -251,13 +270,14 @@ func (m *Manager) adopt(ctx context.Context, b *box, containerID string) {
 	if err := m.becomeLocked(b, next, true); err != nil {
 		return
 	}
-	b.cont, b.attached = cont, false
+	b.cont, b.guest, b.attached = cont, nil, false
+	b.soilLocked() // who knows what it did before the gateway came
 	m.log.Info("adopted", "sandboxId", b.id, "containerId", containerID)
 }
 
 // finishDeletes removes what a delete, or a failed create, could not remove: it
 // was interrupted, something was away, or its caller left while it waited.
-func (m *Manager) finishDeletes(ctx context.Context) {
+func (m *Manager) finishDeletes() {
 	for _, b := range m.snapshot() {
 		if b.current() != stateDeleting && !errors.Is(context.Cause(b.life), ErrDeleted) { //nolint:contextcheck // the sandbox's life, not the call's
 			continue
@@ -266,17 +286,22 @@ func (m *Manager) finishDeletes(ctx context.Context) {
 		if !ok {
 			continue // being deleted right now
 		}
-		if err := m.destroy(ctx, b); err != nil {
-			m.log.Warn("a delete could not be finished yet", "sandboxId", b.id, "error", err)
-		}
-		release()
+		// By itself: removing what is stored can take long.
+		m.work.Go(func() {
+			defer release()
+			if err := m.destroy(m.base, b); err != nil {
+				m.log.Warn("a delete could not be finished yet", "sandboxId", b.id, "error", err)
+			}
+		})
 	}
 }
 
-// reconcileVolumes removes volumes that no record names, and notices volumes
-// that were removed. They are listed before the records are looked at: a volume
-// is made after its record. running are the containers that there are.
-func (m *Manager) reconcileVolumes(ctx context.Context, running map[string]bool) {
+// reconcileVolumes removes volumes that their sandbox's record does not name, and
+// notices volumes that are gone. They are listed before the records are looked
+// at: a volume is made after its record. A volume whose sandbox has no record at
+// all is kept: a delete removes the record last, so it was the store that lost it,
+// or was changed for another. containers are those that there are.
+func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bool) {
 	volumes, err := m.runtime.Volumes(ctx)
 	if err != nil {
 		m.log.Warn("reconcile: the engine did not list volumes", "error", err)
@@ -288,9 +313,17 @@ func (m *Manager) reconcileVolumes(ctx context.Context, running map[string]bool)
 		rec, st := b.rec, b.state
 		keepAll = keepAll || b.unreadable // one of the volumes may be its
 		wanted[rec.Volume], wanted[b.volume] = true, true
+		for _, v := range rec.GivenUp {
+			wanted[v] = true
+		}
+		found := b.unreadable
 		b.mu.Unlock()
-		if st == stateStopped && !running[rec.ContainerID] && !slices.Contains(volumes, rec.Volume) {
-			m.lose(b)
+		there := containers[rec.ContainerID] || slices.Contains(volumes, rec.Volume)
+		switch {
+		case st == stateStopped && !there:
+			m.lose(ctx, b)
+		case st == stateLost && there && !found:
+			m.regain(b)
 		}
 	}
 	if keepAll {
@@ -300,6 +333,10 @@ func (m *Manager) reconcileVolumes(ctx context.Context, running map[string]bool)
 		if wanted[v] {
 			continue
 		}
+		if id := sandboxOfVolume(v); id == "" || m.find(id) == nil {
+			m.warnOnce(v, "a volume has no record in the store and is kept; is it the right store? If it is, and nobody needs the volume, remove it: docker volume rm", "volume", v)
+			continue
+		}
 		m.log.Warn("removing a volume that has no record", "volume", v)
 		if err := m.runtime.RemoveVolume(ctx, v); err != nil && !errors.Is(err, ErrNoContainer) {
 			m.log.Warn("an orphaned volume could not be removed", "volume", v, "error", err)
@@ -307,21 +344,50 @@ func (m *Manager) reconcileVolumes(ctx context.Context, running map[string]bool)
 	}
 }
 
-// lose notes that a stopped sandbox's volume is gone.
-func (m *Manager) lose(b *box) {
+// lose notes that a sandbox is lost: it stopped, its volume is gone, and it was
+// never stored. One that was goes on from its newest snapshot when it is needed.
+func (m *Manager) lose(ctx context.Context, b *box) {
 	release, ok := b.trySerial()
 	if !ok {
 		return // an operation is on its way and finds out by itself
 	}
 	defer release()
-	if b.current() != stateStopped {
+	rec := b.record()
+	volumes, err := m.runtime.Volumes(ctx) // the list may be of before it stopped
+	if err != nil || b.current() != stateStopped || slices.Contains(volumes, rec.Volume) {
 		return
 	}
-	if err := m.fallBack(b.life, b); err != nil {
-		m.log.Warn("a sandbox whose disk is gone", "sandboxId", b.id, "error", err)
+	all, err := m.workspaces.Snapshots(ctx, rec.ref())
+	if err != nil || len(all) > 0 {
+		m.warnOnce(rec.Volume, "a sandbox's disk is not in the engine; if it is needed its newest snapshot takes its place", "sandboxId", b.id, "snapshots", len(all), "error", err)
+		return
 	}
-	if b.current() == stateLost {
-		m.notify(b.record(), sandbox.EventSandboxError, map[string]any{"reason": "the workspace is lost"})
+	if err := m.become(b, stateLost, false); err == nil {
+		m.log.Error("a workspace is lost: its volume was removed outside the gateway", "sandboxId", b.id)
+		m.notify(rec, sandbox.EventSandboxError, map[string]any{"reason": "the workspace is lost"})
+	}
+}
+
+// regain is for a sandbox that was lost and whose volume is there again.
+func (m *Manager) regain(b *box) {
+	release, ok := b.trySerial()
+	if !ok {
+		return
+	}
+	defer release()
+	if b.current() == stateLost && m.become(b, stateStopped, true) == nil {
+		m.log.Info("a workspace that was lost is there again", "sandboxId", b.id)
+	}
+}
+
+// warnOnce says something of a volume once, and not each minute.
+func (m *Manager) warnOnce(volume, message string, args ...any) {
+	m.mu.Lock()
+	again := m.warned[volume]
+	m.warned[volume] = true
+	m.mu.Unlock()
+	if !again {
+		m.log.Warn(message, args...) //nolint:sloglint // the callers' are literals
 	}
 }
 
@@ -336,12 +402,14 @@ func (m *Manager) saveActivity(ctx context.Context) {
 		b.mu.Lock()
 		last := b.lastActive
 		changed := b.state != stateDeleting && !b.unreadable && b.rec.Phase == PhaseReady &&
-			(last.After(b.rec.LastActiveAt) || b.lastError != b.rec.LastError)
+			(last.After(b.rec.LastActiveAt) || b.lastError != b.rec.Secrets.LastError)
 		changed = changed || b.state.visible() && b.snapshot != nil && (b.rec.Snapshot == nil || b.rec.Snapshot.ID != b.snapshot.ID)
 		b.mu.Unlock()
 		if changed {
 			if err := m.save(ctx, b, func(*Record) {}); err != nil {
 				m.log.Warn("the time of the last activity could not be written", "sandboxId", b.id, "error", err)
+				release()
+				return // the others would fail too, each after its deadline
 			}
 		}
 		release()

@@ -45,8 +45,10 @@ type Record struct {
 	GitURL       string    `json:"gitUrl,omitempty"` // without credentials
 	GitBranch    string    `json:"gitBranch,omitempty"`
 	Volume       string    `json:"volume"`
-	ContainerID  string    `json:"containerId,omitempty"`
-	LastError    string    `json:"lastError,omitempty"`
+	// GivenUp are volumes that were not in the engine when they were needed. One
+	// that comes back is kept until the sandbox is deleted.
+	GivenUp     []string `json:"givenUp,omitempty"`
+	ContainerID string   `json:"containerId,omitempty"`
 	// Tier is TierStopped or TierArchived if the newest snapshot is all that
 	// there is to the sandbox, and empty while its disk may hold more.
 	Tier sandbox.Tier `json:"tier,omitempty"`
@@ -65,6 +67,8 @@ type Secrets struct {
 	Token    string          `json:"token"`    // sandboxd's
 	Password string          `json:"password"` // OpenCode's
 	Config   json.RawMessage `json:"config,omitempty"`
+	// LastError can hold what a program in the sandbox said.
+	LastError string `json:"lastError,omitempty"`
 }
 
 // Version identifies what a record's bytes were when it was read or written.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -15,11 +17,25 @@ import (
 // errNoDisk is for a sandbox whose volume is not in the engine.
 var errNoDisk = errors.New("the sandbox's disk is not there")
 
-// newVolume names a disk that nothing has been on.
-func newVolume() string { return "agentpod-" + strings.ToLower(rand.Text()) }
+const volumePrefix = "agentpod-"
 
-// fallBack is for a sandbox whose disk was removed behind the gateway's back, or
-// is on a host that is gone: it is what its newest snapshot holds, or lost.
+// newVolume names a disk of a sandbox that nothing has been on.
+func newVolume(sandboxID string) string {
+	return volumePrefix + sandboxID + "." + strings.ToLower(rand.Text())
+}
+
+// sandboxOfVolume is the reverse of newVolume; empty for another name.
+func sandboxOfVolume(name string) string {
+	id, _, ok := strings.Cut(strings.TrimPrefix(name, volumePrefix), ".") // no id has a dot
+	if !ok || !strings.HasPrefix(name, volumePrefix) {
+		return ""
+	}
+	return id
+}
+
+// fallBack is for a sandbox that is needed and whose disk is not in the engine: it
+// was removed behind the gateway's back, or is on a host that is gone. It is what
+// its newest snapshot holds then, or lost.
 func (m *Manager) fallBack(ctx context.Context, b *box) error {
 	rec := b.record()
 	all, err := m.workspaces.Snapshots(ctx, rec.ref())
@@ -34,7 +50,13 @@ func (m *Manager) fallBack(ctx context.Context, b *box) error {
 		return lostError(rec.SandboxID, "")
 	}
 	m.log.Warn("a sandbox's disk is gone; its newest snapshot takes its place", "sandboxId", b.id, "snapshot", all[0].ID, "takenAt", all[0].CreatedAt)
+	if rec.Tier != sandbox.TierStopped { // it may have held more
+		m.notify(rec, sandbox.EventSandboxError, map[string]any{
+			"reason": "its disk is gone; the snapshot of " + all[0].CreatedAt.UTC().Format(time.RFC3339) + " takes its place",
+		})
+	}
 	if err := m.save(ctx, b, func(r *Record) {
+		r.GivenUp = append(slices.Clone(r.GivenUp), r.Volume)
 		r.Tier, r.ContainerID, r.Volume, r.Snapshot = sandbox.TierArchived, "", "", &all[0]
 	}); err != nil {
 		return err
@@ -55,7 +77,7 @@ func (m *Manager) revive(ctx context.Context, b *box, snapshot string, next *new
 	}
 	defer release()
 	b.mu.Lock()
-	b.volume = newVolume()
+	b.volume = newVolume(b.id)
 	rec, volume := b.rec, b.volume
 	b.mu.Unlock()
 	defer func() {
@@ -81,7 +103,7 @@ func (m *Manager) revive(ctx context.Context, b *box, snapshot string, next *new
 	if err != nil {
 		return 0, 0, err
 	}
-	if restored, written, err = m.refill(ctx, b, g, snapshot, next); err != nil {
+	if restored, written, err = m.refill(ctx, b, g, snapshot, next, release); err != nil {
 		return 0, 0, err
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -95,12 +117,13 @@ func (m *Manager) revive(ctx context.Context, b *box, snapshot string, next *new
 }
 
 // refill restores OpenCode's state, and the workspace while OpenCode boots on it.
-func (m *Manager) refill(ctx context.Context, b *box, g *guest.Client, snapshot string, next *newConfig) (restored int64, written int, err error) {
+// The boot slot is given back when OpenCode is ready. It returns how many files of
+// the workspace were restored, as the contract counts them.
+func (m *Manager) refill(ctx context.Context, b *box, g *guest.Client, snapshot string, next *newConfig, release func()) (restored int64, written int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Restore)
 	defer cancel()
 	rec := b.record()
-	state, err := m.workspaces.Restore(ctx, rec.ref(), snapshot, PartState, g)
-	if err != nil {
+	if _, err := m.workspaces.Restore(ctx, rec.ref(), snapshot, PartState, g); err != nil {
 		return 0, 0, atStep(ctx, "restore", err)
 	}
 	if rec.Directory != guest.Workspace {
@@ -108,20 +131,20 @@ func (m *Manager) refill(ctx context.Context, b *box, g *guest.Client, snapshot 
 			return 0, 0, atStep(ctx, "directory", err)
 		}
 	}
-	var files int64
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
+		defer release()
 		written, err = m.startWith(groupCtx, b, g, next)
 		return err
 	})
 	group.Go(func() (err error) {
-		files, err = m.workspaces.Restore(groupCtx, rec.ref(), snapshot, PartWorkspace, g)
+		restored, err = m.workspaces.Restore(groupCtx, rec.ref(), snapshot, PartWorkspace, g)
 		return atStepOrNil(ctx, "restore", err)
 	})
 	if err := group.Wait(); err != nil {
 		return 0, 0, err
 	}
-	return state + files, written, nil
+	return restored, written, nil
 }
 
 // undoRevival removes what a wake that failed has made.

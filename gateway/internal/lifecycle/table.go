@@ -44,7 +44,7 @@ var transitions = map[state]struct {
 	stateStopped:  {sandbox.StatusStopped, sandbox.TierStopped, []state{stateStarting, stateSettling, stateRunning, stateFrozen, stateArchived, stateLost, stateDeleting}},
 	stateArchived: {sandbox.StatusSleeping, sandbox.TierArchived, []state{stateStarting, stateDeleting}},
 	stateStarting: {sandbox.StatusSleeping, sandbox.TierStopped, []state{stateRunning, stateFrozen, stateStopped, stateArchived, stateLost, stateDeleting}},
-	stateLost:     {sandbox.StatusError, "", []state{stateDeleting}},
+	stateLost:     {sandbox.StatusError, "", []state{stateStopped, stateDeleting}},
 	stateDeleting: {"", "", []state{stateAbsent}},
 }
 

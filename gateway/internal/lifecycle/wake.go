@@ -63,9 +63,9 @@ func (m *Manager) Use(ctx context.Context, id string, purpose Purpose) (Handle, 
 	defer cancel()
 	b.mu.Lock()
 	wakes := b.wakes
+	b.requestedLocked(Looking) // it is waited for, and must not be deleted as idle
 	b.mu.Unlock()
-	var h Handle
-	var running bool
+	var handover handover
 	err = m.serially(ctx, b, false, func(ctx context.Context) error {
 		b.mu.Lock()
 		failed := b.wakeErr
@@ -78,16 +78,52 @@ func (m *Manager) Use(ctx context.Context, id string, purpose Purpose) (Handle, 
 			return err
 		}
 		// Before anybody can put it to sleep again.
-		h, running = m.handle(b, purpose)
+		if h, ok := m.handle(b, purpose); ok {
+			handover.give(h)
+		}
 		return nil
 	})
+	h, running := handover.take(err == nil)
 	switch {
 	case err != nil:
-		return Handle{}, err // the work may go on: what it writes is not read
+		return Handle{}, err
 	case !running:
 		return Handle{}, sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox %q stopped as soon as it had started; see its logs", id)
 	}
 	return h, nil
+}
+
+// handover passes a handle to whoever waits for it, or releases it if they have
+// left meanwhile.
+type handover struct {
+	mu    sync.Mutex
+	h     *Handle
+	taken bool
+}
+
+func (o *handover) give(h Handle) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.taken {
+		h.Release()
+		return
+	}
+	o.h = &h
+}
+
+// take is called once. Who does not want the handle has it released.
+func (o *handover) take(wanted bool) (Handle, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.taken = true
+	switch {
+	case o.h == nil:
+		return Handle{}, false
+	case !wanted:
+		o.h.Release()
+		return Handle{}, false
+	}
+	return *o.h, true
 }
 
 // handle is the fast path: no wait, no engine, no disk.
@@ -114,7 +150,17 @@ func (m *Manager) handle(b *box, purpose Purpose) (Handle, bool) {
 func (b *box) requestedLocked(purpose Purpose) {
 	now := time.Now().UTC()
 	b.lastActive, b.lastRequest = now, now
-	b.dirty = b.dirty || purpose == Working
+	if purpose == Working {
+		b.soilLocked()
+	}
+}
+
+// soilLocked notes that something was done which is not stored yet. The caller
+// holds mu.
+func (b *box) soilLocked() {
+	if !b.dirty {
+		b.dirty, b.dirtySince = true, time.Now()
+	}
 }
 
 // handleLocked is a handle that uses nothing. The caller holds mu.
@@ -192,6 +238,7 @@ func given(config Config, raw json.RawMessage) *newConfig {
 func (m *Manager) up(ctx context.Context, b *box, want wish) (done outcome, err error) {
 	b.mu.Lock()
 	st, attached, gone := b.state, b.attached, b.gone
+	b.requestedLocked(Looking)
 	b.mu.Unlock()
 	switch {
 	case gone || st == stateDeleting || st == stateAbsent:
@@ -287,6 +334,7 @@ func (m *Manager) wake(ctx context.Context, b *box, want wish) (done outcome, er
 		done.written, err = m.restart(ctx, b, was, want.config)
 		if errors.Is(err, errNoDisk) {
 			if err := m.fallBack(ctx, b); err != nil {
+				m.settleBack(b, stateStopped, err)
 				return done, err
 			}
 			was = stateArchived
@@ -299,10 +347,7 @@ func (m *Manager) wake(ctx context.Context, b *box, want wish) (done outcome, er
 	}
 	if was == stateArchived {
 		if done.restored, done.written, err = m.revive(ctx, b, want.snapshot, want.config); err != nil {
-			_ = m.become(b, stateArchived, true)
-			b.mu.Lock()
-			b.lastError = reason(err)
-			b.mu.Unlock()
+			m.settleBack(b, stateArchived, err)
 			return done, err
 		}
 	}
@@ -312,10 +357,24 @@ func (m *Manager) wake(ctx context.Context, b *box, want wish) (done outcome, er
 	}
 	b.mu.Lock()
 	b.attached, b.lastError = true, ""
-	b.dirty = b.dirty || was == stateRunning // who knows what it did before the gateway came
+	if was == stateRunning || want.snapshot != "" {
+		b.soilLocked() // who knows what it did before the gateway came, or: this is the newest now
+	}
 	b.requestedLocked(Looking)
 	b.mu.Unlock()
 	return done, nil
+}
+
+// settleBack is for a wake that failed: the sandbox sleeps on where it was.
+func (m *Manager) settleBack(b *box, to state, why error) {
+	if b.current() == stateStarting {
+		_ = m.become(b, to, true) // the table has it
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.life.Err() == nil {
+		b.lastError = reason(why)
+	}
 }
 
 // restart starts the container of a sandbox whose disk is here, and OpenCode in it.

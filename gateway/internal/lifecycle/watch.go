@@ -35,6 +35,9 @@ func (m *Manager) Watch(id string) (*Watcher, error) {
 	w := &Watcher{m: m, b: b, woken: make(chan Visit, 1), waiting: true}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.state == stateLost {
+		return nil, lostError(id, b.lastError)
+	}
 	w.Handle = Handle{SandboxID: b.id, UserID: b.rec.UserID, Incarnation: b.rec.Incarnation, Life: b.life, release: func() {}}
 	b.watchers[w] = struct{}{}
 	return w, nil
@@ -53,7 +56,17 @@ func (w *Watcher) Close() {
 }
 
 // Asleep says whether the sandbox sleeps at this moment.
-func (w *Watcher) Asleep() bool { return w.b.current().asleep() }
+func (w *Watcher) Asleep() bool {
+	w.b.mu.Lock()
+	defer w.b.mu.Unlock()
+	return w.b.asleepLocked()
+}
+
+// asleepLocked says whether the gateway answers for the sandbox what does not wake
+// it: while it sleeps, and until the first request after a restart of the gateway.
+func (b *box) asleepLocked() bool {
+	return b.state.asleep() || b.state == stateRunning && !b.attached
+}
 
 // Next waits until the sandbox runs. Ending of ctx or of the sandbox ends the wait.
 func (w *Watcher) Next(ctx context.Context) (Visit, error) {
@@ -136,7 +149,7 @@ func (m *Manager) Health(id string) (version string, asleep bool, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.rec.Version, b.state.asleep(), nil
+	return b.rec.Version, b.asleepLocked(), nil
 }
 
 // Peek returns the sandbox if it runs, and does nothing else: no wake, no activity.
@@ -160,8 +173,9 @@ func (m *Manager) Nudge(h Handle) {
 	}
 	b.mu.Lock()
 	now := time.Now().UTC()
-	b.lastActive, b.lastRequest, b.dirty = now, now, true
-	frozen := b.state == stateFrozen && !b.nudged
+	b.lastActive, b.lastRequest = now, now
+	b.soilLocked()
+	frozen := (b.state == stateFrozen || b.state == stateSettling) && !b.nudged
 	b.nudged = b.nudged || frozen
 	b.mu.Unlock()
 	if !frozen {

@@ -33,6 +33,7 @@ func (s Snapshot) Wire() sandbox.Snapshot {
 type Synced struct {
 	Files, Skipped int64
 	Bytes          int64 // of the files
+	Changed        bool  // the mirror was another before
 }
 
 // Part is a part of a snapshot.
@@ -68,8 +69,11 @@ type Workspaces interface {
 	Mirrored(ctx context.Context, sandboxID string) (bool, error)
 	// Import writes the mirror into the workspace.
 	Import(ctx context.Context, ref Ref, g *guest.Client) (files int64, err error)
-	// Delete removes snapshots and mirror.
+	// Delete removes snapshots and mirror, whoever wrote the mirror.
 	Delete(ctx context.Context, ref Ref) error
+	// Undo removes what Begin and what came after it have made, and leaves the
+	// mirror's files: a create that failed must not cost what was there before.
+	Undo(ctx context.Context, ref Ref) error
 }
 
 func (r Record) ref() Ref { return Ref{SandboxID: r.SandboxID, Incarnation: r.Incarnation} }

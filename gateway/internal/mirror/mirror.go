@@ -224,7 +224,15 @@ func (m *Mirror) Last(ctx context.Context, ref snapshot.Ref) (Result, error) {
 // succeeds. If the mirror is another incarnation's, nothing is removed:
 // snapshot.ErrSuperseded. An empty incarnation is any: that is for a sandbox of
 // which nothing is known any more but its id.
-func (m *Mirror) Delete(ctx context.Context, ref snapshot.Ref) error {
+func (m *Mirror) Delete(ctx context.Context, ref snapshot.Ref) error { return m.remove(ctx, ref, true) }
+
+// Forget is Delete for a mirror that is to be left as it lies: only the index is
+// removed, so that nothing in it is the gateway's own any more.
+func (m *Mirror) Forget(ctx context.Context, ref snapshot.Ref) error {
+	return m.remove(ctx, ref, false)
+}
+
+func (m *Mirror) remove(ctx context.Context, ref snapshot.Ref, files bool) error {
 	anybody := ref.Incarnation == ""
 	checked := func() error { return check(ref) }
 	if anybody {
@@ -242,7 +250,7 @@ func (m *Mirror) Delete(ctx context.Context, ref snapshot.Ref) error {
 			}
 		}
 		// The index first: from then on a sync in another process fails.
-		if err := m.store.Delete(ctx, indexKey(ref.ID)); err != nil {
+		if err := m.store.Delete(ctx, indexKey(ref.ID)); err != nil || !files {
 			return err
 		}
 		return m.store.DeletePrefix(ctx, prefixOf(ref.ID))

@@ -96,7 +96,7 @@ func newBox(t *testing.T) *box {
 	t.Cleanup(func() { // whatever modes are in it, it can be removed
 		_ = filepath.WalkDir(b.home, func(name string, d fs.DirEntry, _ error) error {
 			if d != nil && d.IsDir() {
-				_ = os.Chmod(name, 0o700)
+				_ = os.Chmod(name, 0o700) //nolint:gosec // G122: nobody else is there
 			}
 			return nil
 		})

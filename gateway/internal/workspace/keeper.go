@@ -22,16 +22,21 @@ import (
 type Keeper struct {
 	snapshots *snapshot.Engine
 	mirror    *mirror.Mirror
-	slots     *semaphore.Weighted
-	log       *slog.Logger
+	// storing and restoring have slots of their own: somebody waits for a wake.
+	storing, restoring *semaphore.Weighted
+	log                *slog.Logger
 }
 
 var _ lifecycle.Workspaces = (*Keeper)(nil)
 
-// NewKeeper makes a Keeper that has so many snapshots, restores and syncs at work
-// at once; more of them wait.
+// NewKeeper makes a Keeper that has so many snapshots and syncs at work at once,
+// and as many restores; more of them wait.
 func NewKeeper(snapshots *snapshot.Engine, mirrors *mirror.Mirror, concurrent int, log *slog.Logger) *Keeper {
-	return &Keeper{snapshots: snapshots, mirror: mirrors, slots: semaphore.NewWeighted(int64(max(1, concurrent))), log: log}
+	slots := int64(max(1, concurrent))
+	return &Keeper{
+		snapshots: snapshots, mirror: mirrors, log: log,
+		storing: semaphore.NewWeighted(slots), restoring: semaphore.NewWeighted(slots),
+	}
 }
 
 // workspaceFolder is where the workspace is below the home.
@@ -50,11 +55,11 @@ func (k *Keeper) workspace(g *guest.Client, ref lifecycle.Ref) *tree {
 }
 
 // atWork does something when there is room for it, and words its errors.
-func (k *Keeper) atWork(ctx context.Context, doing string, work func() error) error {
-	if err := k.slots.Acquire(ctx, 1); err != nil {
+func atWork(ctx context.Context, slots *semaphore.Weighted, doing string, work func() error) error {
+	if err := slots.Acquire(ctx, 1); err != nil {
 		return sandbox.Errorf(sandbox.CodeDeadline, "too much is being stored or restored at once; try again").WithCause(context.Cause(ctx))
 	}
-	defer k.slots.Release(1)
+	defer slots.Release(1)
 	// A conflict is not tried again here: it may be that the sandbox was deleted
 	// meanwhile, and then nothing of it must come back.
 	return explain(doing, work())
@@ -72,17 +77,20 @@ func (k *Keeper) Begin(ctx context.Context, ref lifecycle.Ref) error {
 // is removed.
 func (k *Keeper) Snapshot(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (lifecycle.Snapshot, error) {
 	var taken snapshot.Snapshot
-	err := k.atWork(ctx, "storing the sandbox", func() (err error) {
+	err := atWork(ctx, k.storing, "storing the sandbox", func() (err error) {
 		taken, err = k.snapshots.Take(ctx, refOf(ref), k.home(g, ref))
-		return err
+		if err != nil || taken.Sent == 0 {
+			return err
+		}
+		if _, err := k.snapshots.Collect(ctx, refOf(ref)); err != nil && ctx.Err() == nil {
+			k.log.Warn("what no snapshot uses any more could not be removed yet", "sandboxId", ref.SandboxID, "error", err)
+		}
+		return nil
 	})
 	if err != nil {
 		return lifecycle.Snapshot{}, err
 	}
 	if taken.Sent > 0 {
-		if _, err := k.snapshots.Collect(ctx, refOf(ref)); err != nil && ctx.Err() == nil {
-			k.log.Warn("what no snapshot uses any more could not be removed yet", "sandboxId", ref.SandboxID, "error", err)
-		}
 		k.log.Debug("snapshot taken", "sandboxId", ref.SandboxID, "snapshot", taken.ID, "files", taken.Files, "bytes", taken.Bytes, "sent", taken.Sent)
 	}
 	return described(taken), nil
@@ -108,7 +116,7 @@ func (k *Keeper) Snapshots(ctx context.Context, ref lifecycle.Ref) ([]lifecycle.
 // Restore implements lifecycle.Workspaces.
 func (k *Keeper) Restore(ctx context.Context, ref lifecycle.Ref, id string, part lifecycle.Part, g *guest.Client) (int64, error) {
 	home := k.home(g, ref)
-	err := k.atWork(ctx, "restoring the sandbox", func() error {
+	err := atWork(ctx, k.restoring, "restoring the sandbox", func() error {
 		_, err := k.snapshots.Restore(ctx, refOf(ref), id, wants(part), home)
 		return err
 	})
@@ -152,11 +160,13 @@ func message(err error) string {
 // Sync implements lifecycle.Workspaces.
 func (k *Keeper) Sync(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (lifecycle.Synced, error) {
 	var result mirror.Result
-	err := k.atWork(ctx, "syncing the workspace", func() (err error) {
+	err := atWork(ctx, k.storing, "syncing the workspace", func() (err error) {
 		result, err = k.mirror.Sync(ctx, refOf(ref), k.workspace(g, ref))
 		return err
 	})
-	return lifecycle.Synced{Files: result.Files, Skipped: result.Skipped, Bytes: result.Bytes}, err
+	return lifecycle.Synced{
+		Files: result.Files, Skipped: result.Skipped, Bytes: result.Bytes, Changed: result.Sent > 0 || result.Deleted > 0,
+	}, err
 }
 
 // Mirrored implements lifecycle.Workspaces.
@@ -167,11 +177,22 @@ func (k *Keeper) Mirrored(ctx context.Context, sandboxID string) (bool, error) {
 
 // Import implements lifecycle.Workspaces.
 func (k *Keeper) Import(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (files int64, err error) {
-	err = k.atWork(ctx, "restoring the mirror", func() (err error) {
+	err = atWork(ctx, k.restoring, "restoring the mirror", func() (err error) {
 		files, err = k.mirror.Import(ctx, refOf(ref), k.workspace(g, ref))
 		return err
 	})
 	return files, err
+}
+
+// Undo implements lifecycle.Workspaces.
+func (k *Keeper) Undo(ctx context.Context, ref lifecycle.Ref) error {
+	if err := k.snapshots.Delete(ctx, refOf(ref)); err != nil && !errors.Is(err, snapshot.ErrSuperseded) {
+		return explain("removing the sandbox's snapshots", err)
+	}
+	if err := k.mirror.Forget(ctx, refOf(ref)); err != nil && !errors.Is(err, snapshot.ErrSuperseded) {
+		return explain("removing the mirror's index", err)
+	}
+	return nil
 }
 
 // Delete implements lifecycle.Workspaces.

@@ -126,7 +126,8 @@ func wantSame(t *testing.T, want, got map[string]seen) {
 		if want[path] == got[path] {
 			continue
 		}
-		if differences++; differences <= most {
+		differences++
+		if differences <= most {
 			t.Errorf("%.300q is %+v, want %+v", path, got[path], want[path])
 		}
 	}

@@ -74,7 +74,7 @@ func record(id string) lifecycle.Record {
 // saying is a record with something in it that can be told apart.
 func saying(id, what string) lifecycle.Record {
 	rec := record(id)
-	rec.LastError = what
+	rec.Secrets.LastError = what
 	return rec
 }
 
@@ -357,7 +357,7 @@ func TestAWriteOfUnknownOutcomeDoesNotBlockTheNext(t *testing.T) {
 				if _, err := r.Update(t.Context(), saying("a", "the last"), v); err != nil {
 					t.Fatal(err)
 				}
-				if listing := mustList(t, r); listing.Stored[0].Record.LastError != "the last" {
+				if listing := mustList(t, r); listing.Stored[0].Record.Secrets.LastError != "the last" {
 					t.Errorf("%+v", listing)
 				}
 			})
@@ -389,7 +389,7 @@ func TestAnUpdateThatFailsAtAnyCallCanBeMadeAgain(t *testing.T) {
 			if _, err := r.Update(t.Context(), saying("a", "the last"), v); err != nil {
 				t.Fatalf("call %d %s: %v", call, fault, err)
 			}
-			if listing := mustList(t, r); listing.Stored[0].Record.LastError != "the last" {
+			if listing := mustList(t, r); listing.Stored[0].Record.Secrets.LastError != "the last" {
 				t.Errorf("call %d %s: %+v", call, fault, listing)
 			}
 		}
@@ -440,7 +440,7 @@ func TestACreateOfUnknownOutcomeDoesNotBlockTheNext(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if listing := mustList(t, r); listing.Stored[0].Record.LastError != "new" || listing.Stored[0].Version != v {
+			if listing := mustList(t, r); listing.Stored[0].Record.Secrets.LastError != "new" || listing.Stored[0].Version != v {
 				t.Errorf("%+v", listing)
 			}
 		})

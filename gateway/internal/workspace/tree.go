@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	// maxEntries and maxBytes bound what is taken from a sandbox before the engine
-	// of the snapshots counts for itself.
+	// maxEntries, maxNames (the bytes of paths and links) and maxBytes bound what
+	// is taken from a sandbox, also of what whoever asked for it does not count.
 	maxEntries = 1_000_000
+	maxNames   = 128 << 20
 	maxBytes   = 1 << 40
 	// smallFile is up to what size in bytes a file that changes while it is read
 	// is read again; it is held in memory for that.
@@ -48,7 +49,16 @@ var treeTypes = map[string]snapshot.Type{
 
 // List implements snapshot.Tree.
 func (t *tree) List(ctx context.Context, fn func(snapshot.Entry) error) error {
-	end, err := t.guest.Tree(ctx, maxEntries, func(e guest.TreeEntry) error {
+	var entries, names int64
+	end, err := t.guest.Tree(ctx, maxEntries+1, func(e guest.TreeEntry) error {
+		entries++
+		names += int64(len(e.Path) + len(e.Target))
+		switch {
+		case entries > maxEntries:
+			return fmt.Errorf("%w: more than %d entries", snapshot.ErrLimit, maxEntries)
+		case names > maxNames:
+			return fmt.Errorf("%w: their names take more than %d bytes", snapshot.ErrLimit, maxNames)
+		}
 		name, inside := strings.CutPrefix(e.Path, t.under)
 		if !inside {
 			return nil
