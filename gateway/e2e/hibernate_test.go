@@ -122,7 +122,7 @@ func TestASandboxComesBackFromEveryTier(t *testing.T) {
 
 func TestIdleSandboxesGoDownTheLadderByThemselves(t *testing.T) {
 	g := start(t)
-	g.create(t, "idle", object{"idle": object{"freezeAfterMs": 1000, "stopAfterMs": 4000, "archiveAfterMs": 8000}})
+	g.create(t, "idle", object{"idle": object{"freezeAfterMs": 1000, "stopAfterMs": 20_000, "archiveAfterMs": 25_000}})
 	for _, tier := range []string{"frozen", "stopped", "archived"} {
 		eventually(t, "the sandbox is "+tier, 40*time.Second, func() bool { return g.tier(t, "idle") == tier })
 	}
