@@ -91,6 +91,7 @@ func New(transport http.RoundTripper, baseURL, password string) *Client {
 type call struct {
 	method, path string
 	body         any
+	accept       string // the media type asked for, if it matters
 	limit        int64
 	endless      bool // bounded by the caller's context alone
 	decode       func(io.Reader) error
@@ -102,33 +103,11 @@ func (c *Client) do(ctx context.Context, call call) error {
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 	}
-	var body io.Reader
-	if call.body != nil {
-		data, err := json.Marshal(call.body)
-		if err != nil {
-			return fmt.Errorf("encoding the body of %s %s: %w", call.method, call.path, err)
-		}
-		body = bytes.NewReader(data)
-	}
-	req, err := http.NewRequestWithContext(ctx, call.method, c.base+call.path, body)
+	res, err := c.send(ctx, call)
 	if err != nil {
-		return fmt.Errorf("making the request %s %s: %w", call.method, call.path, err)
-	}
-	if call.body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	req.SetBasicAuth("opencode", c.password)
-	res, err := c.http.Do(req)
-	if err != nil {
-		if u, ok := errors.AsType[*url.Error](err); ok {
-			err = u.Err // its URL holds a key that means nothing to anybody
-		}
-		return fmt.Errorf("asking OpenCode %s %s: %w", call.method, call.path, err)
+		return err
 	}
 	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode < 200 || res.StatusCode > 299 {
-		return readError(res)
-	}
 	if call.decode == nil {
 		return nil
 	}
@@ -145,6 +124,41 @@ func (c *Client) do(ctx context.Context, call call) error {
 		return fmt.Errorf("reading OpenCode's reply to %s %s: %w", call.method, call.path, err)
 	}
 	return nil
+}
+
+// send returns a 2xx reply, whose body the caller closes.
+func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
+	var body io.Reader
+	if call.body != nil {
+		data, err := json.Marshal(call.body)
+		if err != nil {
+			return nil, fmt.Errorf("encoding the body of %s %s: %w", call.method, call.path, err)
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, call.method, c.base+call.path, body)
+	if err != nil {
+		return nil, fmt.Errorf("making the request %s %s: %w", call.method, call.path, err)
+	}
+	if call.body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if call.accept != "" {
+		req.Header.Set("Accept", call.accept)
+	}
+	req.SetBasicAuth("opencode", c.password)
+	res, err := c.http.Do(req)
+	if err != nil {
+		if u, ok := errors.AsType[*url.Error](err); ok {
+			err = u.Err // its URL holds a key that means nothing to anybody
+		}
+		return nil, fmt.Errorf("asking OpenCode %s %s: %w", call.method, call.path, err)
+	}
+	if res.StatusCode < 200 || res.StatusCode > 299 {
+		defer func() { _ = res.Body.Close() }()
+		return nil, readError(res)
+	}
+	return res, nil
 }
 
 // full fills each buffer that it is given. The JSON decoder scans white space
