@@ -661,8 +661,9 @@ func TestBadReferencesAreRefused(t *testing.T) {
 		if _, err := m.Sync(t.Context(), bad, newMemTree()); err == nil {
 			t.Errorf("a sync of %+v", bad)
 		}
-		if err := m.Delete(t.Context(), bad); err == nil {
-			t.Errorf("a delete of %+v", bad)
+		anybody := bad == snapshot.Ref{ID: "box"} // which a delete may name
+		if err := m.Delete(t.Context(), bad); (err == nil) != anybody {
+			t.Errorf("a delete of %+v: %v", bad, err)
 		}
 		if _, err := m.Last(t.Context(), bad); err == nil {
 			t.Errorf("a look at %+v", bad)

@@ -195,11 +195,12 @@ func (b *box) write(t *testing.T, name, content string) {
 	own(t, full)
 }
 
-// newKeeper makes a Keeper as the gateway does.
+// newKeeper makes a Keeper as the gateway does. The limits are the mirror's too.
 func newKeeper(t *testing.T, s store.Store, settings snapshot.Settings) *Keeper {
 	t.Helper()
 	keys := ring(t, 1)
-	return NewKeeper(snapshot.New(s, keys, settings), mirror.New(s, keys, mirror.Settings{}), 4, slog.New(slog.DiscardHandler))
+	mirrors := mirror.Settings{MaxEntries: settings.MaxEntries, MaxNames: settings.MaxNames, MaxBytes: settings.MaxBytes}
+	return NewKeeper(snapshot.New(s, keys, settings), mirror.New(s, keys, mirrors), 4, slog.New(slog.DiscardHandler))
 }
 
 func refTo(id, incarnation string) lifecycle.Ref {

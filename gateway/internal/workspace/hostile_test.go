@@ -176,10 +176,10 @@ type scene struct {
 	others    map[string][32]byte // stored objects that are not the sandbox's
 }
 
-func newScene(t *testing.T) *scene {
+func newScene(t *testing.T, limits snapshot.Settings) *scene {
 	t.Helper()
 	s := directory(t, t.TempDir())
-	sc := &scene{store: s, keeper: newKeeper(t, s, snapshot.Settings{}), ref: refTo("box", "i1"), target: newBox(t)}
+	sc := &scene{store: s, keeper: newKeeper(t, s, limits), ref: refTo("box", "i1"), target: newBox(t)}
 	sc.neighbour = newHistory(t, s, refTo("box2", "i1"))
 	source := newBox(t)
 	source.write(t, "workspace/kept", "what was there before")
@@ -307,7 +307,7 @@ func TestAHostileSandboxIsRefused(t *testing.T) {
 		"a line that never ends":             {attacker: attacker{list: endless(func(int) []byte { return bytes.Repeat([]byte("x"), 64<<10) })}, code: refused},
 		"a line that never ends, compressed": {attacker: attacker{list: zipped([]byte(`{"path":"`), bytes.Repeat([]byte("A"), 1<<20))}, code: refused},
 		"lines that are empty":               {attacker: attacker{list: endless(func(int) []byte { return bytes.Repeat([]byte("\n"), 64<<10) })}, code: refused},
-		"a listing that is a bomb":           {attacker: attacker{list: zipped(nil, bytes.Repeat([]byte(`{"path":"Zg==","type":"directory"}`+"\n"), 10_000))}, code: sandbox.CodeWorkspaceLimit},
+		"a listing that is a bomb":           {attacker: attacker{list: zipped(nil, bytes.Repeat(line(fileNamed(inside+"f", 0)), 10_000))}, code: sandbox.CodeWorkspaceLimit},
 		"an error that is a bomb": {attacker: attacker{list: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.Header().Set("Content-Encoding", "gzip")
@@ -349,7 +349,7 @@ func TestAHostileSandboxIsRefused(t *testing.T) {
 		"a large file that never comes": {attacker: attacker{list: one, read: stalls(fileFrame(guest.FrameFile, 0, 0, 1<<30))}, code: sandbox.CodeDeadline},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sc := newScene(t)
+			sc := newScene(t, snapshot.Settings{MaxEntries: 20_000, MaxNames: 8 << 20})
 			client := c.serve(t)
 			for doing, call := range map[string]func(ctx context.Context) error{
 				"a snapshot": func(ctx context.Context) error { _, err := sc.keeper.Snapshot(ctx, sc.ref, client); return err },
@@ -375,6 +375,19 @@ func TestAHostileSandboxIsRefused(t *testing.T) {
 	}
 }
 
+func TestAListingWithoutEndTakesLittleMemoryUpToTheGatewaysOwnLimits(t *testing.T) {
+	sc := newScene(t, snapshot.Settings{})
+	client := attacker{
+		list: endless(func(i int) []byte { return line(fileNamed(workspaceFolder+"/"+strconv.Itoa(i), 0)) }),
+	}.serve(t)
+	var err error
+	took := peak(func() { _, err = sc.keeper.Snapshot(t.Context(), sc.ref, client) })
+	t.Logf("%d MiB", took>>20)
+	wantLittle(t, took)
+	wantError(t, "a snapshot", err, sandbox.CodeWorkspaceLimit)
+	sc.unharmed(t)
+}
+
 // zeros is a file of nothing else, which a sandbox sends.
 func zeros(size int64) attacker {
 	return attacker{
@@ -394,7 +407,7 @@ func zeros(size int64) attacker {
 
 func TestABombOfTenThousandToOneTakesLittleMemory(t *testing.T) {
 	const size = 512 << 20
-	sc := newScene(t)
+	sc := newScene(t, snapshot.Settings{})
 	used := func() (bytes int64) {
 		for _, key := range storetest.MustList(t, sc.store, "snapshots/box/") {
 			bytes += int64(len(get(t, sc.store, key)))
@@ -430,8 +443,7 @@ func TestABombOfTenThousandToOneTakesLittleMemory(t *testing.T) {
 }
 
 func TestABombThatIsLargerThanASandboxMayBeIsRefused(t *testing.T) {
-	sc := newScene(t)
-	sc.keeper = newKeeper(t, sc.store, snapshot.Settings{MaxBytes: 256 << 20})
+	sc := newScene(t, snapshot.Settings{MaxBytes: 256 << 20})
 	client := zeros(512 << 20).serve(t)
 	wantLittle(t, peak(func() {
 		_, err := sc.keeper.Snapshot(t.Context(), sc.ref, client)
@@ -502,7 +514,7 @@ func TestWhatASandboxSaysOfAnothersFilesIsNotBelieved(t *testing.T) {
 }
 
 func TestASandboxThatLiesAboutARestoreIsRefused(t *testing.T) {
-	sc := newScene(t)
+	sc := newScene(t, snapshot.Settings{})
 	honest := guest.Restored{Files: 1, Directories: 1, Bytes: int64(len("and this"))}
 	reply := func(change func(*guest.Restored)) http.HandlerFunc {
 		said := honest
@@ -552,7 +564,7 @@ func TestASandboxThatLiesAboutARestoreIsRefused(t *testing.T) {
 }
 
 func TestAFileThatNeverStopsChangingIsKeptAsItCame(t *testing.T) {
-	sc := newScene(t)
+	sc := newScene(t, snapshot.Settings{})
 	reads := 0
 	client := attacker{
 		list: says(listing(fileNamed(workspaceFolder+"/log", 4))),

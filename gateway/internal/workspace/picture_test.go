@@ -108,7 +108,7 @@ func hashAt(dir int, name string, mode uint32) (sum string, err error) {
 		file := os.NewFile(uintptr(fd), name)
 		defer file.Close()
 		hash := sha256.New()
-		_, err = io.CopyBuffer(struct{ io.Writer }{hash}, struct{ io.Reader }{file}, make([]byte, 1<<20))
+		_, err = io.Copy(hash, file)
 		sum = hex.EncodeToString(hash.Sum(nil))
 		return err
 	})

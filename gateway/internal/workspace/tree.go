@@ -20,7 +20,7 @@ const (
 	// maxEntries, maxNames (the bytes of paths and links) and maxBytes bound what
 	// is taken from a sandbox, also of what whoever asked for it does not count.
 	maxEntries = 1_000_000
-	maxNames   = 128 << 20
+	maxNames   = 64 << 20
 	maxBytes   = 1 << 40
 	// smallFile is up to what size in bytes a file that changes while it is read
 	// is read again; it is held in memory for that.
