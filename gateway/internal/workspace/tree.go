@@ -50,7 +50,9 @@ var treeTypes = map[string]snapshot.Type{
 // List implements snapshot.Tree.
 func (t *tree) List(ctx context.Context, fn func(snapshot.Entry) error) error {
 	var entries, names int64
+	ctx, waiting := patient(ctx, stallAfter)
 	end, err := t.guest.Tree(ctx, maxEntries+1, func(e guest.TreeEntry) error {
+		waiting.wait()
 		entries++
 		names += int64(len(e.Path) + len(e.Target))
 		switch {
@@ -68,7 +70,7 @@ func (t *tree) List(ctx context.Context, fn func(snapshot.Entry) error) error {
 			ChangedNs: e.ChangedNs, Inode: e.Inode, Target: e.Target,
 		})
 	})
-	if err != nil {
+	if err := waiting.over(ctx, err); err != nil {
 		return err
 	}
 	if end.Skipped > 0 {
@@ -90,16 +92,19 @@ func (t *tree) Read(ctx context.Context, paths []string, fn func(path string, si
 			full[i] = t.under + p
 		}
 		var again []string
-		err := t.guest.ReadTree(ctx, full, maxBytes, func(path string, size int64, r io.Reader) error {
+		readCtx, waiting := patient(ctx, stallAfter)
+		err := t.guest.ReadTree(readCtx, full, maxBytes, func(path string, size int64, r io.Reader) error {
+			waiting.rest()
+			defer waiting.wait()
 			path = strings.TrimPrefix(path, t.under)
-			err := readFile(path, size, r, try == readTries, fn)
+			err := readFile(path, size, waiting.reader(r), try == readTries, fn)
 			if errors.Is(err, errAgain) {
 				again = append(again, path)
 				return nil
 			}
 			return err
 		})
-		if err != nil {
+		if err := waiting.over(readCtx, err); err != nil {
 			return err
 		}
 		paths = again
