@@ -279,7 +279,7 @@ func (m *Manager) adoptHeld(ctx context.Context, b *box, containerID string) {
 // was interrupted, something was away, or its caller left while it waited.
 func (m *Manager) finishDeletes() {
 	for _, b := range m.snapshot() {
-		if b.current() != stateDeleting && !errors.Is(context.Cause(b.life), ErrDeleted) { //nolint:contextcheck // the sandbox's life, not the call's
+		if b.current() != stateDeleting && !errors.Is(context.Cause(b.life), ErrDeleted) {
 			continue
 		}
 		release, ok := b.trySerial()
