@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MODEL_ADDR ?= 127.0.0.1:4010
 
-.PHONY: help run test lint image build model clean
+.PHONY: help run test bench lint image build model clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ run: ## start the gateway (GATEWAY_ADDR, DATA_DIR) and print what to paste
 
 test: ## run every test against a real engine and image
 	@.ci/test
+
+bench: ## measure it beside its baselines, in about 10 minutes (docs/benchmarks.md)
+	@.ci/bench
 
 lint: ## formatting, vet, golangci-lint, modules
 	@.ci/lint
