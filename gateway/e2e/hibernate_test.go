@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -39,7 +40,17 @@ func (g *gateway) fingerprint(t *testing.T, id string) []string {
 
 func (g *gateway) hibernate(t *testing.T, id, tier string) {
 	t.Helper()
-	got := g.call(t, http.MethodPost, "/sandbox/"+id+"/hibernate", object{"tier": tier}, http.StatusOK)
+	// After a turn OpenCode may have something to finish: the sandbox is busy then.
+	var got object
+	eventually(t, "the sandbox may be put to sleep", 30*time.Second, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		defer cancel()
+		status, raw, err := g.do(ctx, http.MethodPost, "/sandbox/"+id+"/hibernate", object{"tier": tier})
+		if err != nil || status != http.StatusOK && status != http.StatusConflict {
+			t.Fatalf("hibernating: %d %s %v", status, raw, err)
+		}
+		return status == http.StatusOK && json.Unmarshal(raw, &got) == nil
+	})
 	if got["status"] != "sleeping" || got["tier"] != tier {
 		t.Fatalf("hibernating: %v", got)
 	}

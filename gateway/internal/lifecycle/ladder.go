@@ -258,7 +258,10 @@ func (m *Manager) guestOf(b *box) (*guest.Client, error) {
 	b.mu.Lock()
 	running, g := b.state == stateRunning, b.guest
 	b.mu.Unlock()
-	if !running || g != nil {
+	switch {
+	case !running:
+		return nil, nil //nolint:nilnil // nobody to ask: a frozen one would not answer
+	case g != nil:
 		return g, nil
 	}
 	release, ok := b.trySerial()
@@ -269,7 +272,10 @@ func (m *Manager) guestOf(b *box) (*guest.Client, error) {
 	b.mu.Lock()
 	running, g, cont := b.state == stateRunning, b.guest, b.cont
 	b.mu.Unlock()
-	if !running || g != nil {
+	switch {
+	case !running:
+		return nil, nil //nolint:nilnil // as above
+	case g != nil:
 		return g, nil
 	}
 	return m.open(b.life, b, cont)

@@ -164,7 +164,13 @@ func (p *packer) upload(ctx context.Context, to *pack, plain []byte) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	compressed := p.engine.encoder.EncodeAll(plain, p.engine.buffer())
+	// With room for what cannot be compressed: an encoder that runs out of it makes
+	// a buffer that is too large to be given back.
+	into := p.engine.buffer()
+	if most := p.engine.encoder.MaxEncodedSize(len(plain)); cap(into) < most {
+		into = make([]byte, 0, most)
+	}
+	compressed := p.engine.encoder.EncodeAll(plain, into)
 	to.plain = int64(len(plain))
 	p.engine.free(plain)
 	sealed := p.engine.sealer.Seal(compressed, place(key, p.ref))
