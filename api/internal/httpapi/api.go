@@ -1,0 +1,305 @@
+// Package httpapi serves the API's routes. Everything of the HTTP framework
+// stays in here: handlers take a request apart, call the domain, and put its
+// answer or error on the wire.
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+
+	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// Settings of the API.
+type Settings struct {
+	Hosts daemon.Hosts
+	// Origins are the frontends' (scheme://host[:port]): they may read answers
+	// and send cookies. The API's own origin need not be among them.
+	Origins []string
+	// Secure says that browsers reach the API by TLS.
+	Secure bool
+	// Proxies are the networks whose X-Forwarded-For is believed.
+	Proxies []netip.Prefix
+	Version string
+}
+
+// Deps are what the API calls.
+type Deps struct {
+	Accounts *account.Service
+	// Ready says why the API cannot work just now.
+	Ready func(ctx context.Context) error
+	Log   *slog.Logger
+}
+
+// API is the HTTP API.
+type API struct {
+	Deps
+	settings Settings
+	origins  map[string]bool
+	crossing *http.CrossOriginProtection
+	echo     *echo.Echo
+}
+
+// New makes the API.
+func New(settings Settings, deps Deps) (*API, error) {
+	a := &API{Deps: deps, settings: settings, origins: map[string]bool{}, crossing: http.NewCrossOriginProtection()}
+	for _, origin := range settings.Origins {
+		if err := a.crossing.AddTrustedOrigin(origin); err != nil {
+			return nil, fmt.Errorf("reading the frontends' origins: %w", err)
+		}
+		a.origins[origin] = true
+	}
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	e.IPExtractor = addressOf(settings.Proxies)
+	e.HTTPErrorHandler = a.fail
+	e.Pre(a.border)
+	a.routes(e)
+	a.echo = e
+	return a, nil
+}
+
+// addressOf says how a client's address is found: that of the connection, unless
+// a proxy that is believed says otherwise.
+func addressOf(proxies []netip.Prefix) echo.IPExtractor {
+	if len(proxies) == 0 {
+		return echo.ExtractIPDirect()
+	}
+	trust := []echo.TrustOption{echo.TrustLoopback(false), echo.TrustLinkLocal(false), echo.TrustPrivateNet(false)}
+	for _, p := range proxies {
+		trust = append(trust, echo.TrustIPRange(&net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}))
+	}
+	return echo.ExtractIPFromXFFHeader(trust...)
+}
+
+// authRoot is where the login client's routes are.
+const authRoot = "/api/auth/"
+
+func (a *API) routes(e *echo.Echo) {
+	e.GET("/health", a.health)
+	e.HEAD("/health", a.health)
+	e.GET("/readyz", a.ready)
+	e.GET(authRoot+"ok", a.authOK)
+	e.POST(authRoot+"sign-up/email", a.signUp)
+	e.POST(authRoot+"sign-in/email", a.signIn)
+	e.POST(authRoot+"sign-out", a.signOut)
+	e.GET(authRoot+"get-session", a.getSession)
+}
+
+// ServeHTTP serves one request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.echo.ServeHTTP(w, r) }
+
+func (a *API) health(c echo.Context) error {
+	return c.JSON(http.StatusOK, map[string]any{"status": "ok", "timestamp": sandbox.At(time.Now()), "version": a.settings.Version})
+}
+
+func (a *API) ready(c echo.Context) error {
+	if err := a.Ready(c.Request().Context()); err != nil {
+		return sandbox.Errorf(sandbox.CodeStoreAway, "the API's database does not answer").WithCause(err)
+	}
+	return c.JSON(http.StatusOK, map[string]string{"status": "ready"})
+}
+
+const (
+	// requestIDHeader is returned to the caller and stands in the log.
+	requestIDHeader = "X-Request-Id"
+	// strangerTimeout bounds the body of a request without a session.
+	strangerTimeout = 10 * time.Second
+	// preflightAge is how many seconds a browser may keep a preflight's answer.
+	preflightAge = "600"
+)
+
+// border is what every request passes before a route is looked up.
+func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r, began, id := c.Request(), time.Now(), uuid.NewString()
+		// A deadline of the request before must not outlive it on the connection.
+		control := http.NewResponseController(c.Response())
+		_ = control.SetWriteDeadline(time.Time{})
+		_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
+		c.Response().Header().Set(requestIDHeader, id)
+		a.secure(c.Response().Header())
+		preflight := a.share(r, c.Response().Header())
+		caller, err := a.admit(c, preflight)
+		switch {
+		case err != nil:
+			c.Response().Header().Set("Connection", "close")
+		case preflight:
+			err = c.NoContent(http.StatusNoContent)
+		default:
+			if caller.ID != "" {
+				_ = control.SetReadDeadline(time.Time{})
+			}
+			err = next(c)
+		}
+		if err != nil {
+			c.Error(err)
+		}
+		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", caller.ID,
+			"status", c.Response().Status, "duration", time.Since(began))
+		return nil
+	}
+}
+
+// secure sets the headers that keep a browser from making something else of an
+// answer than what it is.
+func (a *API) secure(h http.Header) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
+	if a.settings.Secure {
+		h.Set("Strict-Transport-Security", "max-age=31536000")
+	}
+}
+
+// share lets the frontends' origins read the answer, and tells whether a browser
+// asks beforehand whether it may send a request.
+func (a *API) share(r *http.Request, h http.Header) (preflight bool) {
+	h.Add("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	preflight = r.Method == http.MethodOptions && origin != "" && r.Header.Get("Access-Control-Request-Method") != ""
+	if !a.origins[origin] {
+		return preflight
+	}
+	h.Set("Access-Control-Allow-Origin", origin)
+	h.Set("Access-Control-Allow-Credentials", "true")
+	if !preflight {
+		h.Set("Access-Control-Expose-Headers", strings.Join([]string{tokenHeader, requestIDHeader, "Retry-After", "X-Retry-After"}, ", "))
+		return false
+	}
+	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
+	h.Set("Access-Control-Max-Age", preflightAge)
+	return true
+}
+
+// admit says who sends a request and whether it may go on. Health and the login
+// client's routes are for everybody.
+func (a *API) admit(c echo.Context, preflight bool) (account.User, error) {
+	r := c.Request()
+	if !a.settings.Hosts.Allow(r.Host) {
+		return account.User{}, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
+	}
+	if err := sandbox.CheckPath(rawPath(r)); err != nil {
+		return account.User{}, err
+	}
+	if preflight {
+		return account.User{}, nil
+	}
+	if err := a.crossing.Check(asUnsafe(r)); err != nil {
+		return account.User{}, errOrigin
+	}
+	if path := r.URL.Path; path == "/health" || path == "/readyz" || strings.HasPrefix(path, authRoot) {
+		return account.User{}, nil
+	}
+	return a.identify(c)
+}
+
+// asUnsafe returns a request as the check of its origin shall see it: opening a
+// WebSocket is a GET that a foreign page may send with cookies, and then read.
+func asUnsafe(r *http.Request) *http.Request {
+	if r.Header.Get("Upgrade") == "" {
+		return r
+	}
+	clone := *r
+	clone.Method = http.MethodPost
+	return &clone
+}
+
+// errOrigin refuses a request that a foreign page had a browser send.
+var errOrigin = &authError{status: http.StatusForbidden, Code: "INVALID_ORIGIN", Message: "Invalid origin"}
+
+// rawPath is the path as it stood in the request line.
+func rawPath(r *http.Request) string {
+	if strings.HasPrefix(r.RequestURI, "/") {
+		path, _, _ := strings.Cut(r.RequestURI, "?")
+		return path
+	}
+	return r.URL.EscapedPath()
+}
+
+// fail puts an error on the wire, if nothing is there yet.
+func (a *API) fail(err error, c echo.Context) {
+	r, h := c.Request(), c.Response().Header()
+	if r.Context().Err() != nil {
+		a.Log.Debug("the caller left", "requestId", h.Get(requestIDHeader), "error", err)
+		return
+	}
+	var (
+		status int
+		body   any
+		after  time.Duration
+	)
+	switch {
+	case strings.HasPrefix(r.URL.Path, authRoot):
+		e := explainAuth(err)
+		status, body, after = e.status, e, e.retryAfter
+	case errors.Is(err, errOrigin):
+		status, body = errOrigin.status, sandbox.ErrorResponse{
+			Error: "pages of this origin may not send requests here; add it to the frontends' origins if it is yours", Code: "forbidden_origin",
+		}
+	default:
+		e := explain(err)
+		status, body, after = e.Code.Status(), sandbox.ErrorResponse{Error: e.Message, Code: e.Code}, e.RetryAfter
+		if after == 0 && (status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests) {
+			after = sandbox.DefaultRetryAfter
+		}
+	}
+	level := slog.LevelDebug
+	if status >= http.StatusInternalServerError {
+		level = slog.LevelWarn
+	}
+	a.Log.Log(r.Context(), level, "request failed", "requestId", h.Get(requestIDHeader), "method", r.Method,
+		"path", r.URL.Path, "status", status, "error", err.Error())
+	if c.Response().Committed {
+		return
+	}
+	if after > 0 {
+		seconds := strconv.Itoa(int((after + time.Second - 1) / time.Second))
+		h.Set("Retry-After", seconds)
+		h.Set("X-Retry-After", seconds) // where the login client looks
+	}
+	if e, ok := body.(*authError); r.Method == http.MethodHead || ok && e.Message == "" {
+		_ = c.NoContent(status)
+		return
+	}
+	if err := c.JSON(status, body); err != nil {
+		a.Log.Debug("an error could not be sent", "error", err)
+	}
+}
+
+// explain makes the contract's error of any error. What is not meant for the
+// caller becomes "internal", and its cause stays in the log.
+func explain(err error) *sandbox.Error {
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
+		switch e.Code {
+		case http.StatusNotFound:
+			return sandbox.Errorf(sandbox.CodeRouteNotFound, "there is no such route")
+		case http.StatusMethodNotAllowed:
+			return sandbox.Errorf(sandbox.CodeMethodNotAllowed, "this route does not take that method")
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return sandbox.Errorf(sandbox.CodeDeadline, "the request took too long; try again").WithCause(err)
+	}
+	return sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the API; its log has the cause under the request id").WithCause(err)
+}

@@ -1,0 +1,186 @@
+// Package store keeps the API's data in Postgres, or in SQLite where no server
+// is wanted. The tables are what the module migrations makes of them; nothing
+// here changes a schema. Everything of the mapper stays in here: the domain's
+// types are the rows, and the repositories take and return those.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/glebarez/sqlite"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/agentpod/agentpod/migrations"
+)
+
+// Store is a database at the newest schema. It is safe for concurrent use.
+type Store struct {
+	db  *gorm.DB
+	sql *sql.DB
+}
+
+// The bounds of the pool. SQLite has one writer at a time; more connections only
+// read. Neither may be 1: a migration holds its lock on one and works on another.
+const (
+	postgresConns = 20
+	sqliteConns   = 8
+	idleConn      = 5 * time.Minute
+	connectWait   = 10 * time.Second
+)
+
+// Open opens a database and migrates it. A URL is postgres://… or sqlite:PATH;
+// an SQLite file is made if there is none. Errors do not repeat the URL, for it
+// may hold a password.
+func Open(ctx context.Context, databaseURL string) (*Store, error) {
+	db, dialect, dialector, err := connect(databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{sql: db}
+	db.SetConnMaxIdleTime(idleConn)
+	if err := migrations.Up(ctx, db, dialect); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	s.db, err = gorm.Open(dialector, &gorm.Config{
+		// A row's values may be secrets; what fails is returned.
+		Logger:                 logger.Discard,
+		TranslateError:         true,
+		SkipDefaultTransaction: true,
+		DisableAutomaticPing:   true,
+		NowFunc:                func() time.Time { return at(time.Now()) },
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the database: %w", err), db.Close())
+	}
+	return s, nil
+}
+
+func connect(databaseURL string) (*sql.DB, string, gorm.Dialector, error) {
+	scheme, rest, _ := strings.Cut(databaseURL, ":")
+	switch scheme {
+	case "postgres", "postgresql":
+		config, err := pgx.ParseConfig(databaseURL)
+		if err != nil {
+			return nil, "", nil, errors.New("the database's URL must be like postgres://user:password@host:5432/name?sslmode=require")
+		}
+		if config.ConnectTimeout == 0 {
+			config.ConnectTimeout = connectWait
+		}
+		config.RuntimeParams["timezone"] = "UTC"
+		db := stdlib.OpenDB(*config)
+		db.SetMaxOpenConns(postgresConns)
+		db.SetMaxIdleConns(postgresConns)
+		return db, migrations.Postgres, postgres.New(postgres.Config{Conn: db}), nil
+	case "sqlite":
+		path, err := filepath.Abs(rest)
+		if rest == "" || err != nil {
+			return nil, "", nil, errors.New("the database's URL must be like sqlite:.agentpod/agentpod.db")
+		}
+		// SQLite would make it readable for everybody.
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's own setting
+		if err != nil {
+			return nil, "", nil, fmt.Errorf("opening the database: %w", err)
+		}
+		if err := file.Close(); err != nil {
+			return nil, "", nil, fmt.Errorf("opening the database: %w", err)
+		}
+		db, err := sql.Open(sqlite.DriverName, sqliteURI(path))
+		if err != nil {
+			return nil, "", nil, fmt.Errorf("opening the database: %w", err)
+		}
+		db.SetMaxOpenConns(sqliteConns)
+		db.SetMaxIdleConns(sqliteConns)
+		return db, migrations.SQLite, &sqlite.Dialector{Conn: db}, nil
+	default:
+		return nil, "", nil, errors.New("the database's URL must begin with postgres:// or sqlite: and a path")
+	}
+}
+
+// sqliteURI says how a file is opened. A transaction takes the write lock at its
+// start, or two that read first could not both go on. With a WAL a killed process
+// loses nothing, and a power cut the last moments at most. Times are written as
+// Go prints them, which sorts as long as all are in one zone, as at makes them:
+// the driver ignores _txlock where _time_format asks for another form.
+func sqliteURI(path string) string {
+	query := url.Values{
+		"_txlock": {"immediate"},
+		"_pragma": {"busy_timeout(10000)", "foreign_keys(1)", "journal_mode(WAL)", "synchronous(NORMAL)"},
+	}
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + query.Encode()
+}
+
+// Ping says whether the database answers.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.sql.PingContext(ctx); err != nil {
+		return fmt.Errorf("asking the database: %w", err)
+	}
+	return nil
+}
+
+// Close closes the connections.
+func (s *Store) Close() error {
+	if err := s.sql.Close(); err != nil {
+		return fmt.Errorf("closing the database: %w", err)
+	}
+	return nil
+}
+
+// at is a time as a row has it: UTC, in milliseconds.
+func at(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+func atPtr(t *time.Time) *time.Time {
+	if t == nil {
+		return nil
+	}
+	utc := at(*t)
+	return &utc
+}
+
+// failed says what was being done, and makes of the mapper's errors those of the
+// domain: missing of no row, and taken of a row that exists.
+func failed(doing string, err, missing, taken error) error {
+	switch {
+	case err == nil:
+		return nil
+	case missing != nil && errors.Is(err, gorm.ErrRecordNotFound):
+		return missing
+	case taken != nil && errors.Is(err, gorm.ErrDuplicatedKey):
+		return taken
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// changed is failed for a change: it must have met a row.
+func changed(doing string, tx *gorm.DB, missing error) error {
+	if tx.Error == nil && tx.RowsAffected == 0 {
+		return missing
+	}
+	return failed(doing, tx.Error, missing, nil)
+}
+
+// change collects the columns that are to be changed: those with a value.
+type change map[string]any
+
+// set adds a column unless the value is nil.
+func set[T any](c change, column string, value *T) {
+	if value == nil {
+		return
+	}
+	if t, ok := any(*value).(time.Time); ok {
+		c[column] = at(t)
+		return
+	}
+	c[column] = *value
+}
