@@ -38,6 +38,7 @@ const (
 	sqliteConns   = 8
 	idleConn      = 5 * time.Minute
 	connectWait   = 10 * time.Second
+	busyEvery     = 20 * time.Millisecond // a try to open a file that is locked
 )
 
 // Open opens a database and migrates it. A URL is postgres://… or sqlite:PATH;
@@ -50,6 +51,11 @@ func Open(ctx context.Context, databaseURL string) (*Store, error) {
 	}
 	s := &Store{sql: db}
 	db.SetConnMaxIdleTime(idleConn)
+	if dialect == migrations.SQLite {
+		if err := firstConn(ctx, db); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
 	if err := migrations.Up(ctx, db, dialect); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -65,6 +71,29 @@ func Open(ctx context.Context, databaseURL string) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("opening the database: %w", err), db.Close())
 	}
 	return s, nil
+}
+
+// firstConn makes a first connection, which gives a new SQLite file its WAL. Two
+// that do so at once are told that it is locked, in spite of the busy timeout.
+func firstConn(ctx context.Context, db *sql.DB) error {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	tick := time.NewTicker(busyEvery)
+	defer tick.Stop()
+	for {
+		err := db.PingContext(ctx)
+		if err == nil {
+			return nil
+		}
+		if !strings.Contains(err.Error(), "SQLITE_BUSY") {
+			return fmt.Errorf("opening the database: %w", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("opening the database: %w", err)
+		}
+	}
 }
 
 func connect(databaseURL string) (*sql.DB, string, gorm.Dialector, error) {
