@@ -52,11 +52,14 @@ func BenchmarkColdCreate(b *testing.B) {
 // often, and some that are left out otherwise.
 const benchFullEnv = "AGENTPOD_BENCH_FULL"
 
-// few is how many times something is measured: n times, but only once with -short,
-// which shows that the benchmarks work.
+// benchOnceEnv, if it is set, measures everything once, to see that it works.
+const benchOnceEnv = "AGENTPOD_BENCH_ONCE"
+
+// few is how many times something is measured, n times unless the environment says
+// otherwise.
 func few(n int) int {
 	switch {
-	case testing.Short():
+	case os.Getenv(benchOnceEnv) != "":
 		return 1
 	case os.Getenv(benchFullEnv) != "":
 		return 3 * n

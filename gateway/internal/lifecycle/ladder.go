@@ -83,7 +83,7 @@ func (m *Manager) look() {
 	for {
 		select {
 		case <-every.C:
-			all := m.snapshot()
+			all := m.all()
 			surplus := m.surplus(all)
 			for _, b := range all {
 				m.lookAt(b, time.Now(), surplus[b])
@@ -182,9 +182,9 @@ func (m *Manager) lookAt(b *box, now time.Time, surplus bool) {
 
 // attend does what is due, unless the sandbox is busy.
 func (m *Manager) attend(b *box, d duty, idle Idle, now time.Time) {
-	busy := m.busy(b, idle)
+	busy, overdue := m.busy(b, idle)
 	switch {
-	case d.overdue:
+	case d.overdue || overdue:
 		m.disbelieve(b, now)
 	case d.store && (d.urgent || !busy):
 		m.persist(b, false)
@@ -218,11 +218,11 @@ func (m *Manager) forgetIdle(b *box, limit time.Duration) {
 
 // busy asks a running sandbox whether something is being done in it, which is
 // activity. One that says so for longer than MaxAwake without any request to it
-// is not believed any more. One that does not answer may be busy, for a while.
-func (m *Manager) busy(b *box, idle Idle) bool {
+// is overdue. One that does not answer may be busy, for a while.
+func (m *Manager) busy(b *box, idle Idle) (busy, overdue bool) {
 	g, err := m.guestOf(b)
 	if g == nil && err == nil {
-		return false // it does not run
+		return false, false // it does not run
 	}
 	var st guest.Status
 	if err == nil {
@@ -232,24 +232,21 @@ func (m *Manager) busy(b *box, idle Idle) bool {
 	defer b.mu.Unlock()
 	if err != nil {
 		b.unanswered++
-		return b.unanswered < maxUnanswered
+		return b.unanswered < maxUnanswered, false
 	}
 	b.unanswered = 0
 	if !st.Busy {
-		return false
+		return false, false
 	}
 	now := time.Now()
 	if idle.MaxAwake > 0 && now.Sub(b.lastRequest) >= idle.MaxAwake {
-		if now.After(b.descendAfter) && b.state == stateRunning {
-			m.work.Go(func() { m.disbelieve(b, now) })
-		}
-		return true
+		return true, now.After(b.descendAfter) && b.state == stateRunning
 	}
 	b.lastActive = now.UTC()
 	if now.Sub(b.dirtySince) < m.settings.PersistMost {
 		b.persistAfter = now.Add(m.settings.PersistPause)
 	}
-	return true
+	return true, false
 }
 
 // guestOf is a running sandbox's sandboxd; nil if it does not run. Nobody may

@@ -433,8 +433,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// snapshot lists the boxes there are.
-func (m *Manager) snapshot() []*box {
+// all lists the boxes there are.
+func (m *Manager) all() []*box {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return slices.Collect(maps.Values(m.boxes))

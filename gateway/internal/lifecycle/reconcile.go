@@ -189,7 +189,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 		seen[c.ID] = true
 		m.reconcileContainer(ctx, c)
 	}
-	for _, b := range m.snapshot() {
+	for _, b := range m.all() {
 		b.mu.Lock()
 		vanished := (b.state == stateRunning || b.state == stateFrozen) && !seen[b.cont.ID]
 		b.mu.Unlock()
@@ -278,7 +278,7 @@ func (m *Manager) adoptHeld(ctx context.Context, b *box, containerID string) {
 // finishDeletes removes what a delete, or a failed create, could not remove: it
 // was interrupted, something was away, or its caller left while it waited.
 func (m *Manager) finishDeletes() {
-	for _, b := range m.snapshot() {
+	for _, b := range m.all() {
 		if b.current() != stateDeleting && !errors.Is(context.Cause(b.life), ErrDeleted) {
 			continue
 		}
@@ -308,7 +308,7 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		return
 	}
 	wanted, keepAll := map[string]bool{}, false
-	for _, b := range m.snapshot() {
+	for _, b := range m.all() {
 		b.mu.Lock()
 		rec, st := b.rec, b.state
 		keepAll = keepAll || b.unreadable // one of the volumes may be its
@@ -394,7 +394,7 @@ func (m *Manager) warnOnce(volume, message string, args ...any) {
 // saveActivity writes what changed of lastActiveAt and lastError, at most once
 // a tick a sandbox.
 func (m *Manager) saveActivity(ctx context.Context) {
-	for _, b := range m.snapshot() {
+	for _, b := range m.all() {
 		release, ok := b.trySerial()
 		if !ok {
 			continue

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/agentpod/agentpod/gateway/internal/gate"
 	"github.com/agentpod/agentpod/gateway/internal/snapshot"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -97,7 +98,7 @@ type Mirror struct {
 	sealer   snapshot.Sealer
 	settings Settings
 	exclude  map[string]bool
-	gates    gates
+	gates    gate.Gates
 	budget   *semaphore.Weighted // bytes of small files on their way
 	streams  chan struct{}       // held while a large file is sent
 	now      func() time.Time
@@ -111,7 +112,7 @@ func New(s store.Store, sealer snapshot.Sealer, settings Settings) *Mirror {
 		exclude[name] = true
 	}
 	return &Mirror{
-		store: s, sealer: sealer, settings: settings, exclude: exclude, gates: gates{open: map[string]*gate{}},
+		store: s, sealer: sealer, settings: settings, exclude: exclude,
 		budget: semaphore.NewWeighted(memory), streams: make(chan struct{}, streams), now: time.Now,
 	}
 }
@@ -155,9 +156,9 @@ func (m *Mirror) alone(ctx context.Context, ref snapshot.Ref, doing string, call
 
 // inside is alone for a ref that was checked.
 func (m *Mirror) inside(ctx context.Context, ref snapshot.Ref, doing string, call func(context.Context) error) error {
-	ctx, leave, err := m.gates.enter(ctx, ref)
+	ctx, leave, err := m.gates.Enter(ctx, ref.ID, ref.Incarnation)
 	if err != nil {
-		return err
+		return fmt.Errorf("waiting for what is done with the sandbox's mirror: %w", err)
 	}
 	defer leave()
 	err = call(ctx)
@@ -241,7 +242,7 @@ func (m *Mirror) remove(ctx context.Context, ref snapshot.Ref, files bool) error
 	if err := checked(); err != nil {
 		return err
 	}
-	m.gates.interrupt(ref, fmt.Errorf("%w: it is being deleted", snapshot.ErrSuperseded))
+	m.gates.Interrupt(ref.ID, ref.Incarnation, fmt.Errorf("%w: it is being deleted", snapshot.ErrSuperseded))
 	return m.inside(ctx, ref, "deleting", func(ctx context.Context) error {
 		if !anybody {
 			_, err := m.readIndex(ctx, ref)

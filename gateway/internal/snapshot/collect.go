@@ -24,7 +24,7 @@ func (e *Engine) Collect(ctx context.Context, ref Ref) (int, error) {
 	if err := ref.check(); err != nil {
 		return 0, err
 	}
-	ctx, leave, err := e.gates.enter(ctx, ref)
+	ctx, leave, err := e.enter(ctx, ref)
 	if err != nil {
 		return 0, err
 	}
@@ -101,8 +101,8 @@ func (e *Engine) Delete(ctx context.Context, ref Ref) error {
 	if err := checked(); err != nil {
 		return err
 	}
-	e.gates.interrupt(ref, fmt.Errorf("%w: it is being deleted", ErrSuperseded))
-	ctx, leave, err := e.gates.enter(ctx, ref)
+	e.gates.Interrupt(ref.ID, ref.Incarnation, fmt.Errorf("%w: it is being deleted", ErrSuperseded))
+	ctx, leave, err := e.enter(ctx, ref)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/agentpod/agentpod/gateway/internal/gate"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -154,7 +155,7 @@ type Engine struct {
 	store    store.Store
 	sealer   Sealer
 	settings Settings
-	gates    gates
+	gates    gate.Gates
 	budget   *semaphore.Weighted // bytes on their way to the store
 	pressing chan struct{}       // held while compressing
 	encoder  *zstd.Encoder
@@ -185,10 +186,19 @@ func New(s store.Store, sealer Sealer, settings Settings) *Engine {
 	}
 	settings = settings.withDefaults()
 	return &Engine{
-		store: s, sealer: sealer, settings: settings, gates: gates{open: map[string]*gate{}},
+		store: s, sealer: sealer, settings: settings,
 		budget: semaphore.NewWeighted(settings.Memory), pressing: make(chan struct{}, compressors),
 		encoder: encoder, decoder: decoder, now: time.Now,
 	}
+}
+
+// enter waits for the turn on a sandbox: see gate.Gates.
+func (e *Engine) enter(ctx context.Context, ref Ref) (inside context.Context, leave func(), err error) {
+	inside, leave, err = e.gates.Enter(ctx, ref.ID, ref.Incarnation)
+	if err != nil {
+		return nil, nil, fmt.Errorf("waiting for what is done with the sandbox's snapshots: %w", err)
+	}
+	return inside, leave, nil
 }
 
 // newID makes a name that sorts by time and that nobody else makes.

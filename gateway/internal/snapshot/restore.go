@@ -24,7 +24,7 @@ func (e *Engine) Restore(ctx context.Context, ref Ref, id string, want func(path
 	if err := ref.check(); err != nil {
 		return Snapshot{}, err
 	}
-	ctx, leave, err := e.gates.enter(ctx, ref)
+	ctx, leave, err := e.enter(ctx, ref)
 	if err != nil {
 		return Snapshot{}, err
 	}

@@ -31,7 +31,7 @@ func (e *Engine) Begin(ctx context.Context, ref Ref) error {
 	if err := ref.check(); err != nil {
 		return err
 	}
-	ctx, leave, err := e.gates.enter(ctx, ref)
+	ctx, leave, err := e.enter(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (e *Engine) Take(ctx context.Context, ref Ref, tree Tree) (Snapshot, error)
 	if err := ref.check(); err != nil {
 		return Snapshot{}, err
 	}
-	ctx, leave, err := e.gates.enter(ctx, ref)
+	ctx, leave, err := e.enter(ctx, ref)
 	if err != nil {
 		return Snapshot{}, err
 	}
