@@ -568,10 +568,11 @@ func TestADeleteWhoseCallerLeftIsFinished(t *testing.T) {
 	m := w.manager()
 	w.mustCreate(m, "a")
 	b := m.find("a")
-	release, ok := b.trySerial()
-	if !ok {
-		t.Fatal("somebody is at it")
-	}
+	var release func()
+	until(t, "what follows a create has ended", func() (ok bool) {
+		release, ok = b.trySerial()
+		return ok
+	})
 	ctx, leave := context.WithCancel(t.Context())
 	deleted := make(chan error, 1)
 	go func() { deleted <- m.Delete(ctx, "a") }()
