@@ -67,6 +67,8 @@ func rules() []rule {
 		api + "account":       nil,
 		api + "credential":    nil,
 		api + "provider":      nil,
+		api + "task":          {"provider"},
+		api + "sandboxes":     {"provider", "task"},
 		api + "config":        nil,
 	}
 	for _, folder := range slices.Sorted(maps.Keys(inside)) {

@@ -20,11 +20,20 @@ const (
 	CodeInvalidGitURL    Code = "invalid_git_url"
 	CodeUnauthorized     Code = "unauthorized"
 	CodeForbiddenHost    Code = "forbidden_host"
+	CodeForbiddenOrigin  Code = "forbidden_origin"
 	CodeRouteNotFound    Code = "route_not_found"
 	CodeSandboxNotFound  Code = "sandbox_not_found"
 	CodeSessionNotFound  Code = "session_not_found"
 	CodeFileNotFound     Code = "file_not_found"
 	CodeSnapshotNotFound Code = "snapshot_not_found"
+	CodeTaskNotFound     Code = "task_not_found"
+	CodeTeamNotFound     Code = "team_not_found"
+	CodeTemplateNotFound Code = "template_not_found"
+	CodeUserNotFound     Code = "user_not_found"
+	CodeProviderNotFound Code = "provider_not_found"
+	CodeProviderMissing  Code = "provider_not_configured"
+	CodeTaskEnded        Code = "task_ended"
+	CodeTaskCancelled    Code = "task_cancelled"
 	CodeMethodNotAllowed Code = "method_not_allowed"
 	CodeConflict         Code = "conflict"
 	CodeOwnerConflict    Code = "owner_conflict"
@@ -72,11 +81,20 @@ var statuses = map[Code]int{
 	CodeInvalidGitURL:    http.StatusBadRequest,
 	CodeUnauthorized:     http.StatusUnauthorized,
 	CodeForbiddenHost:    http.StatusForbidden,
+	CodeForbiddenOrigin:  http.StatusForbidden,
 	CodeRouteNotFound:    http.StatusNotFound,
 	CodeSandboxNotFound:  http.StatusNotFound,
 	CodeSessionNotFound:  http.StatusNotFound,
 	CodeFileNotFound:     http.StatusNotFound,
 	CodeSnapshotNotFound: http.StatusNotFound,
+	CodeTaskNotFound:     http.StatusNotFound,
+	CodeTeamNotFound:     http.StatusNotFound,
+	CodeTemplateNotFound: http.StatusNotFound,
+	CodeUserNotFound:     http.StatusNotFound,
+	CodeProviderNotFound: http.StatusNotFound,
+	CodeProviderMissing:  http.StatusBadRequest,
+	CodeTaskEnded:        http.StatusConflict,
+	CodeTaskCancelled:    http.StatusConflict,
 	CodeMethodNotAllowed: http.StatusMethodNotAllowed,
 	CodeConflict:         http.StatusConflict,
 	CodeOwnerConflict:    http.StatusConflict,

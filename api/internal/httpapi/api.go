@@ -97,6 +97,13 @@ func (a *API) routes(e *echo.Echo) {
 	e.POST(authRoot+"sign-in/email", a.signIn)
 	e.POST(authRoot+"sign-out", a.signOut)
 	e.GET(authRoot+"get-session", a.getSession)
+	agents := e.Group("/api/v2/agents")
+	a.agentRoutes(agents)
+	a.templateRoutes(agents)
+	a.sandboxRoutes(e.Group("/api/v2/sandboxes"))
+	a.credentialRoutes(e.Group("/api/providers"))
+	a.configRoutes(e.Group("/api/users/:userId/opencode"))
+	a.webhookRoute(e)
 }
 
 // ServeHTTP serves one request.
@@ -143,6 +150,7 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 			if caller.ID != "" {
 				_ = control.SetReadDeadline(time.Time{})
 			}
+			c.Set(callerKey, caller)
 			err = next(c)
 		}
 		if err != nil {
@@ -252,7 +260,7 @@ func (a *API) fail(err error, c echo.Context) {
 		status, body, after = e.status, e, e.retryAfter
 	case errors.Is(err, errOrigin):
 		status, body = errOrigin.status, sandbox.ErrorResponse{
-			Error: "pages of this origin may not send requests here; add it to the frontends' origins if it is yours", Code: "forbidden_origin",
+			Error: "pages of this origin may not send requests here; add it to the frontends' origins if it is yours", Code: sandbox.CodeForbiddenOrigin,
 		}
 	default:
 		e := explain(err)

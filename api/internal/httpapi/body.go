@@ -1,0 +1,93 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/task"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// maxBody bounds the JSON bodies of every route that does not say otherwise, in
+// bytes, and bodyTimeout how long one may take to arrive.
+const (
+	maxBody     = 1 << 20
+	bodyTimeout = time.Minute
+)
+
+// decode reads a JSON object. Fields that the route does not know are ignored;
+// an empty body is an empty object.
+func decode(c echo.Context, into any) error {
+	control := http.NewResponseController(c.Response())
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	raw, err := io.ReadAll(http.MaxBytesReader(c.Response(), c.Request().Body, maxBody))
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return sandbox.Errorf(sandbox.CodeTooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
+	}
+	if err != nil {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body could not be read").WithCause(err)
+	}
+	text := strings.TrimSpace(string(raw))
+	if text == "" {
+		return nil
+	}
+	if text[0] != '{' {
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body must be a JSON object")
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, "%q cannot be a %s in the request body", e.Field, e.Value)
+		}
+		if e, ok := errors.AsType[*sandbox.Error](err); ok {
+			return e
+		}
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body is not valid JSON")
+	}
+	return nil
+}
+
+// The pages of lists.
+const (
+	defaultLimit = 50
+	maxLimit     = 100
+	maxOffset    = 1_000_000
+)
+
+// pageOf reads limit and offset. Beyond their bounds they are an error, not cut.
+func pageOf(c echo.Context) (task.Page, error) {
+	page := task.Page{Limit: defaultLimit}
+	for _, p := range []struct {
+		name        string
+		into        *int
+		least, most int
+	}{{"limit", &page.Limit, 1, maxLimit}, {"offset", &page.Offset, 0, maxOffset}} {
+		text := c.QueryParam(p.name)
+		if text == "" {
+			continue
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < p.least || n > p.most {
+			return page, sandbox.Errorf(sandbox.CodeInvalidRequest, "%s must be a number from %d to %d", p.name, p.least, p.most)
+		}
+		*p.into = n
+	}
+	return page, nil
+}
+
+// callerKey is where border leaves who sends a request.
+const callerKey = "caller"
+
+// callerOf returns who sends a request; border has made sure that there is one.
+func callerOf(c echo.Context) account.User {
+	user, _ := c.Get(callerKey).(account.User)
+	return user
+}
