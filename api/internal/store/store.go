@@ -7,8 +7,11 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -17,12 +20,14 @@ import (
 
 	"github.com/glebarez/sqlite"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
 	"github.com/agentpod/agentpod/migrations"
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 // Store is a database at the newest schema. It is safe for concurrent use.
@@ -188,7 +193,32 @@ func failed(doing string, err, missing, taken error) error {
 	case taken != nil && errors.Is(err, gorm.ErrDuplicatedKey):
 		return taken
 	}
-	return fmt.Errorf("%s: %w", doing, err)
+	err = fmt.Errorf("%s: %w", doing, err)
+	if away(err) {
+		return sandbox.Errorf(sandbox.CodeStoreAway, "the API's database does not answer; it is tried again by itself").WithCause(err)
+	}
+	return err
+}
+
+// away tells whether an error says that the database cannot be reached, or not
+// just now.
+func away(err error) bool {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		// Connection exceptions, a server that starts or stops, too many clients.
+		return strings.HasPrefix(e.Code, "08") || strings.HasPrefix(e.Code, "57P") || e.Code == "53300"
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[net.Error](err); ok && !errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	for _, known := range []error{driver.ErrBadConn, net.ErrClosed, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return strings.Contains(err.Error(), "SQLITE_BUSY")
 }
 
 // changed is failed for a change: it must have met a row.

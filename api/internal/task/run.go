@@ -1,0 +1,685 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/agentpod/agentpod/api/internal/provider"
+	"github.com/agentpod/agentpod/shared/opencode"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// job is a task that this process runs.
+type job struct {
+	task    Task
+	backend sandbox.Backend
+	gitURL  string // with the credentials that are kept nowhere
+	journal *journal
+	text    *transcript
+	asleep  bool // the sandbox was not yet brought up by this job
+	done    chan struct{}
+	result  *Result // set before done is closed, if this process ended the task
+	cancel  context.CancelCauseFunc
+}
+
+func (j *job) lease() Lease { return Lease{TaskID: j.task.ID, Owner: j.task.LeaseOwner} }
+
+func (j *job) sandboxID() string {
+	if j.task.SandboxID == nil {
+		return ""
+	}
+	return *j.task.SandboxID
+}
+
+const (
+	// renewals is how often a lease is renewed in its time.
+	renewals = 4
+	// makeTime is what a task has beyond its turn, to make or wake its sandbox.
+	makeTime = 5 * time.Minute
+	// maxAttempts is how many processes may take up a task: one that brings down
+	// each must end.
+	maxAttempts = 5
+	// endTime bounds how long the end of a task is offered to a database that is
+	// away. After it the lease is over, and the task is taken up again.
+	endTime = 2 * time.Minute
+)
+
+// run runs a job to its end, or until ctx ends.
+func (s *Service) run(ctx context.Context, j *job) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	lost := func() { stop(ErrLeaseLost) }
+	j.asleep = true
+	j.journal = newJournal(s.Tasks, j.lease(), j.task.EventSeq, func() { s.bells.ring(j.task.ID) }, lost, s.Log)
+	background, end := context.WithCancel(context.WithoutCancel(ctx))
+	renewed, written := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(renewed)
+		s.renew(background, j.lease(), lost)
+	}()
+	writing, stopWriting := context.WithCancel(background)
+	go func() {
+		defer close(written)
+		j.journal.run(writing)
+	}()
+	err := s.work(ctx, j)
+	stopWriting()
+	<-written
+	s.conclude(ctx, j, err)
+	end()
+	<-renewed
+	if errors.Is(context.Cause(ctx), errClosing) && j.result == nil {
+		s.giveUp(ctx, j)
+	}
+}
+
+// renew keeps a lease until ctx ends.
+func (s *Service) renew(ctx context.Context, lease Lease, lost func()) {
+	tick := time.NewTicker(s.settings.Lease / renewals)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		call, cancel := context.WithTimeout(ctx, s.settings.Lease/renewals)
+		err := s.Tasks.Renew(call, lease, time.Now().Add(s.settings.Lease))
+		cancel()
+		switch {
+		case errors.Is(err, ErrLeaseLost):
+			lost()
+			return
+		case err != nil && ctx.Err() == nil:
+			s.Log.Warn("a task's lease cannot be renewed; it is tried again", "taskId", lease.TaskID, "error", err)
+		}
+	}
+}
+
+// giveUp lets another process have the task at once.
+func (s *Service) giveUp(ctx context.Context, j *job) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	defer cancel()
+	if last, err := j.journal.last(ctx); err == nil && len(last) > 0 {
+		_, _ = s.Tasks.Append(ctx, j.lease(), time.Now(), last...)
+	}
+	if err := s.Tasks.Renew(ctx, j.lease(), time.Now().Add(-time.Second)); err != nil && !errors.Is(err, ErrLeaseLost) {
+		s.Log.Warn("a task could not be given up; it is taken up when its lease is over", "taskId", j.task.ID, "error", err)
+	}
+}
+
+// work does what is left to do of a task, and returns its failure. It is asked
+// again while a backend or the database is away, for a while.
+func (s *Service) work(ctx context.Context, j *job) error {
+	if j.backend == nil {
+		return sandbox.Errorf(sandbox.CodeProviderMissing, "the task's provider, %s, is not configured any more", j.task.Provider)
+	}
+	if j.task.Attempts > maxAttempts {
+		return sandbox.Errorf(sandbox.CodeInternal, "the task was taken up %d times and brought to no end", j.task.Attempts)
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.settings.Timeout+makeTime)
+	defer cancel()
+	var since time.Time // the backend is away
+	for wait := time.Second; ; wait = min(2*wait, 5*time.Second) {
+		began := time.Now()
+		err := s.attempt(ctx, j)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return s.outOfTime(ctx, j)
+		case !away(err):
+			return err
+		}
+		// A failure long after the last is another one.
+		if since.IsZero() || time.Since(began) > s.settings.Patience {
+			since = time.Now()
+			j.journal.status("the sandbox cannot be reached; trying again")
+		}
+		if time.Since(since) > s.settings.Patience {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return s.outOfTime(ctx, j)
+		}
+	}
+}
+
+// away tells whether an error may heal by itself.
+func away(err error) bool {
+	switch sandbox.CodeOf(err) {
+	case sandbox.CodeBackendAway, sandbox.CodeEngineAway, sandbox.CodeStoreAway, sandbox.CodeShuttingDown, sandbox.CodeSettling,
+		sandbox.CodeNoCapacity, sandbox.CodeOpenCodeDown:
+		return true
+	default:
+		return errors.Is(err, opencode.ErrStreamEnded)
+	}
+}
+
+// outOfTime words the end of a job's context, and stops the agent if it was the
+// task's own time that ran out.
+func (s *Service) outOfTime(ctx context.Context, j *job) error {
+	if !errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		return context.Cause(ctx)
+	}
+	if j.task.SessionID != "" {
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+		defer cancel()
+		if err := abort(call, j.backend, j.sandboxID(), j.task.SessionID); err != nil {
+			s.Log.Warn("a task's agent could not be stopped", "taskId", j.task.ID, "error", err)
+		}
+	}
+	return sandbox.Errorf(sandbox.CodeTurnDeadline, "the task did not end within %s", s.settings.Timeout+makeTime)
+}
+
+func abort(ctx context.Context, backend sandbox.Backend, sandboxID, sessionID string) error {
+	oc, err := client(backend, sandboxID)
+	if err != nil {
+		return err
+	}
+	return oc.Abort(ctx, sessionID)
+}
+
+// client makes a client of a sandbox's OpenCode. The backend has the password.
+func client(backend sandbox.Backend, sandboxID string) (*opencode.Client, error) {
+	transport, base, err := backend.OpenCode(sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	return opencode.New(transport, base, ""), nil
+}
+
+// attempt goes on from where the task is: it has a sandbox, a session, or an
+// agent at work, and each is known before the next is begun.
+func (s *Service) attempt(ctx context.Context, j *job) error {
+	if err := s.begin(ctx, j); err != nil {
+		return err
+	}
+	if j.sandboxID() == "" {
+		return sandbox.Errorf(sandbox.CodeSandboxDeleted, "the task's sandbox was deleted")
+	}
+	oc, err := client(j.backend, j.sandboxID())
+	if err != nil {
+		return err
+	}
+	if j.task.SessionID != "" {
+		done, err := s.resume(ctx, j, oc)
+		if done || err != nil {
+			return err
+		}
+	} else if err := s.openSession(ctx, j, oc); err != nil {
+		return err
+	}
+	return s.prompt(ctx, j, oc)
+}
+
+// begin marks a new task running, and finds out what readers have of one that
+// was begun before.
+func (s *Service) begin(ctx context.Context, j *job) error {
+	if j.text != nil {
+		return nil
+	}
+	if j.task.Status == Pending {
+		if err := s.Tasks.Start(ctx, j.lease()); err != nil {
+			return storeAway(err)
+		}
+		j.task.Status = Running
+	}
+	var before strings.Builder
+	for after := int64(0); after < j.task.EventSeq; {
+		events, err := s.Tasks.Events(ctx, j.task.ID, after, perRead)
+		if err != nil {
+			return storeAway(err)
+		}
+		if len(events) == 0 {
+			break
+		}
+		for _, e := range events {
+			var chunk entry
+			if e.Type == EventChunk && json.Unmarshal([]byte(e.Data), &chunk) == nil {
+				before.WriteString(chunk.Content)
+			}
+			after = e.Seq
+		}
+	}
+	j.text = newTranscript(before.String())
+	if j.task.EventSeq == 0 {
+		j.journal.note(entry{Type: EventStart, TaskID: j.task.ID})
+	} else {
+		j.journal.status("the task is taken up again")
+	}
+	return nil
+}
+
+// storeAway makes an error that is tried again of one of the database's.
+func storeAway(err error) error {
+	if errors.Is(err, ErrLeaseLost) {
+		return err
+	}
+	return sandbox.Errorf(sandbox.CodeStoreAway, "the API's database does not answer").WithCause(err)
+}
+
+// openSession brings the sandbox up and begins a session in it.
+func (s *Service) openSession(ctx context.Context, j *job, oc *opencode.Client) error {
+	if j.asleep {
+		if err := s.bringUp(ctx, j); err != nil {
+			return err
+		}
+		j.asleep = false
+	}
+	session, err := oc.CreateSession(ctx, "Agent Task")
+	if err != nil {
+		return openCodeError("beginning a session", err)
+	}
+	if err := s.Tasks.Note(ctx, j.lease(), Progress{SessionID: &session.ID}); err != nil {
+		return storeAway(err)
+	}
+	j.task.SessionID = session.ID
+	return nil
+}
+
+// bringUp makes the sandbox, or wakes the one that there is, with the user's
+// configuration.
+func (s *Service) bringUp(ctx context.Context, j *job) error {
+	var config json.RawMessage
+	var hash string
+	if s.Config != nil {
+		var err error
+		if config, hash, err = s.Config(ctx, j.task.UserID); err != nil {
+			return fmt.Errorf("reading the user's configuration: %w", err)
+		}
+	}
+	id := j.sandboxID()
+	if j.task.NewSandbox {
+		// A worker cannot clone twice, and nobody knows how far a create came.
+		once := j.gitURL != "" && j.task.Provider == provider.Cloudflare
+		if once && j.task.Attempts > 1 {
+			return sandbox.Errorf(sandbox.CodeBackendFailed, "the API was restarted while the repository was cloned; send the message again")
+		}
+		j.journal.status("making a sandbox")
+		_, err := j.backend.Create(ctx, sandbox.CreateRequest{ID: id, UserID: j.task.UserID, Config: config, GitURL: j.gitURL, GitBranch: j.task.GitBranch})
+		if once && away(err) {
+			return sandbox.Errorf(sandbox.CodeBackendFailed, "%s did not answer while the repository was cloned; send the message again", j.task.Provider).WithCause(err)
+		}
+		if err != nil {
+			return err
+		}
+	} else {
+		j.journal.status("waking the sandbox")
+		if _, err := j.backend.Wake(ctx, id, sandbox.WakeRequest{Config: config}); err != nil {
+			return err
+		}
+	}
+	status, tier, none, now := SandboxRunning, string(sandbox.TierRunning), "", time.Now()
+	s.note(ctx, id, SandboxChange{Status: &status, Tier: &tier, ErrorMessage: &none, StartedAt: &now, ConfigHash: &hash, LastActiveAt: &now})
+	return nil
+}
+
+// note keeps what was learnt of a sandbox. That it cannot be kept is no reason to
+// fail a task: the provider tells it too.
+func (s *Service) note(ctx context.Context, sandboxID string, change SandboxChange) {
+	if err := s.Sandboxes.Update(ctx, sandboxID, time.Now(), change); err != nil {
+		s.Log.Warn("what was learnt of a sandbox could not be kept", "sandboxId", sandboxID, "error", err)
+	}
+}
+
+// openCodeError makes the contract's error of one of OpenCode's client, whose
+// transport gives those of the backend.
+func openCodeError(doing string, err error) error {
+	if _, ok := errors.AsType[*sandbox.Error](err); ok {
+		return err
+	}
+	if e, ok := errors.AsType[*opencode.Error](err); ok {
+		return sandbox.Errorf(sandbox.CodeOpenCodeFailed, "%s: %s", doing, e.Error())
+	}
+	return sandbox.Errorf(sandbox.CodeBackendAway, "%s: the sandbox does not answer", doing).WithCause(err)
+}
+
+// prompt sends the message and awaits the answer.
+func (s *Service) prompt(ctx context.Context, j *job, oc *opencode.Client) error {
+	j.journal.status("the agent works")
+	var watching *watch
+	if j.task.Provider == provider.Docker { // the worker's stream carries no text
+		watching = s.watch(ctx, j, oc)
+	}
+	req := sandbox.MessageRequest{Message: j.task.Message, SessionID: j.task.SessionID, TimeoutMs: s.settings.Timeout.Milliseconds()}
+	if j.task.ModelID != "" {
+		req.Model = &sandbox.Model{ProviderID: j.task.ModelProvider, ModelID: j.task.ModelID}
+	}
+	reply, err := j.backend.Message(ctx, j.sandboxID(), req)
+	watching.stop(ctx, err == nil)
+	if err != nil {
+		return err
+	}
+	j.text.parts(reply.Parts)
+	if j.text.empty() {
+		j.text.set("response", reply.Response)
+	}
+	now := time.Now()
+	change := SandboxChange{LastActiveAt: &now}
+	if reply.Sync.SyncedFiles > 0 {
+		change.WorkspaceSyncedAt = &now
+	}
+	s.note(ctx, j.sandboxID(), change)
+	j.keep(reply.Response, reply.Parts)
+	if reply.Error != "" {
+		return sandbox.Errorf(sandbox.CodeOpenCodeFailed, "%s", reply.Error)
+	}
+	return nil
+}
+
+// keep makes the result of the agent's last message.
+func (j *job) keep(response string, parts []json.RawMessage) {
+	var first part
+	if len(parts) > 0 {
+		_ = json.Unmarshal(parts[0], &first) // a part without an id is none the worse
+	}
+	j.result = &Result{
+		TaskID: j.task.ID, SandboxID: j.sandboxID(), SessionID: j.task.SessionID, MessageID: first.MessageID, Response: response, Parts: parts,
+	}
+}
+
+// watch follows a session while its agent works.
+type watch struct {
+	cancel context.CancelFunc
+	idle   chan struct{} // closed when the turn is over
+	over   chan struct{} // closed when nothing is read any more
+}
+
+const (
+	// subscribeTime is how long a prompt waits for the subscription before it.
+	subscribeTime = 5 * time.Second
+	// idleTime is how long the events of a turn that is over are awaited.
+	idleTime = time.Second
+)
+
+// watch reads a session's events into the journal. It returns when it is
+// subscribed, so that nothing of the prompt that follows is missed.
+func (s *Service) watch(ctx context.Context, j *job, oc *opencode.Client) *watch {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &watch{cancel: cancel, idle: make(chan struct{}), over: make(chan struct{})}
+	ready := make(chan struct{})
+	connected := sync.OnceFunc(func() { close(ready) }) // a sandbox can say so twice
+	go func() {
+		defer close(w.over)
+		err := oc.Events(ctx, func(e opencode.Event) error {
+			switch e.Type {
+			case opencode.EventConnected:
+				connected()
+			case opencode.EventIdle:
+				var p struct{ SessionID string }
+				if json.Unmarshal(e.Properties, &p) == nil && p.SessionID == j.task.SessionID {
+					close(w.idle)
+					return errIdle
+				}
+			default:
+				if tool := j.text.event(j.task.SessionID, e); tool != "" {
+					j.journal.status("using the tool " + tool)
+				}
+				j.journal.note(entry{Type: EventChunk, Content: j.text.rest()})
+			}
+			return nil
+		})
+		if ctx.Err() == nil && !errors.Is(err, errIdle) {
+			// The answer itself has the text; only its increments are missed.
+			s.Log.Info("a task's events broke off", "taskId", j.task.ID, "error", err)
+		}
+	}()
+	select {
+	case <-ready:
+	case <-w.over:
+	case <-time.After(subscribeTime):
+	case <-ctx.Done():
+	}
+	return w
+}
+
+// errIdle ends the reading of events when the turn is over.
+var errIdle = errors.New("the turn is over")
+
+// stop ends the reading; of a turn that ended well its last events are awaited.
+func (w *watch) stop(ctx context.Context, well bool) {
+	if w == nil {
+		return
+	}
+	if well {
+		select {
+		case <-w.idle:
+		case <-w.over:
+		case <-time.After(idleTime):
+		case <-ctx.Done():
+		}
+	}
+	w.cancel()
+	<-w.over
+}
+
+// pollEvery is how often a session is looked at whose prompt somebody else sent,
+// and settleTime how long one without an agent's answer may take to show that it
+// is at work.
+const (
+	pollEvery  = 500 * time.Millisecond
+	settleTime = 2 * time.Second
+)
+
+// resume goes on with a session of which it is not known how far it came. It
+// returns done false if nothing was asked in it yet.
+func (s *Service) resume(ctx context.Context, j *job, oc *opencode.Client) (done bool, err error) {
+	var still time.Time // neither busy nor done since then
+	for {
+		messages, err := oc.Messages(ctx, j.task.SessionID, 0)
+		if err != nil {
+			return false, openCodeError("reading the session", err)
+		}
+		asked, last := j.read(messages)
+		if last != nil && (last.Info.Error != nil || last.Info.Finish != "" && last.Info.Finish != "tool-calls") {
+			return true, s.take(j, *last)
+		}
+		busy, err := s.busy(ctx, j, oc)
+		if err != nil {
+			return false, err
+		}
+		switch {
+		case busy:
+			still = time.Time{}
+		case still.IsZero():
+			still = time.Now()
+		case time.Since(still) < settleTime:
+		case !asked:
+			return false, nil
+		default:
+			return true, sandbox.Errorf(sandbox.CodeOpenCodeFailed, "the agent was interrupted; its session has what it did, send another message to go on")
+		}
+		select {
+		case <-time.After(pollEvery):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+}
+
+// read takes a session's messages into the transcript, and returns whether there
+// was a prompt, and the agent's last message.
+func (j *job) read(messages []opencode.Message) (asked bool, last *opencode.Message) {
+	for i, m := range messages {
+		switch m.Info.Role {
+		case roleUser:
+			asked = true
+		case roleAssistant:
+			j.text.parts(m.Parts)
+			last = &messages[i]
+		}
+	}
+	j.journal.note(entry{Type: EventChunk, Content: j.text.rest()})
+	return asked, last
+}
+
+// busy tells whether the agent works in a session, or is about to.
+func (s *Service) busy(ctx context.Context, j *job, oc *opencode.Client) (bool, error) {
+	status, err := oc.SessionStatus(ctx)
+	if err != nil {
+		return false, openCodeError("asking what the session does", err)
+	}
+	if status[j.task.SessionID].Type != "" && status[j.task.SessionID].Type != "idle" {
+		return true, nil
+	}
+	info, err := j.backend.Get(ctx, j.sandboxID())
+	return err == nil && info.Busy, nil // who cannot say is taken not to be
+}
+
+// take makes the result of a turn that ended while nobody waited for it.
+func (s *Service) take(j *job, m opencode.Message) error {
+	var texts []string
+	for _, raw := range m.Parts {
+		var p part
+		if json.Unmarshal(raw, &p) == nil && p.isText() && p.Text != "" {
+			texts = append(texts, p.Text)
+		}
+	}
+	j.keep(strings.Join(texts, "\n"), m.Parts)
+	j.result.MessageID = m.Info.ID
+	switch {
+	case m.Info.Error != nil:
+		return sandbox.Errorf(sandbox.CodeOpenCodeFailed, "%s: %s", m.Info.Error.Name, m.Info.Error.Message)
+	case len(texts) == 0:
+		return sandbox.Errorf(sandbox.CodeOpenCodeFailed, "the agent gave no answer")
+	}
+	return nil
+}
+
+// conclude ends the task in the database, unless it is somebody else's by now.
+func (s *Service) conclude(ctx context.Context, j *job, failure error) {
+	if ctx.Err() != nil { // cancelled, taken up by somebody else, or shutting down
+		j.result = nil
+		return
+	}
+	if j.result == nil {
+		j.result = &Result{TaskID: j.task.ID, SandboxID: j.sandboxID(), SessionID: j.task.SessionID}
+	}
+	if j.result.Parts == nil {
+		j.result.Parts = []json.RawMessage{}
+	}
+	j.result.Err = explain(failure)
+	if failure != nil {
+		s.Log.Info("a task failed", "taskId", j.task.ID, "sandboxId", j.sandboxID(), "error", failure)
+		if j.task.NewSandbox && j.task.SessionID == "" && j.sandboxID() != "" {
+			s.discard(ctx, j.backend, j.task)
+			j.result.SandboxID = ""
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	for {
+		err := s.finish(ctx, j)
+		switch {
+		case err == nil:
+			s.bells.ring(j.task.ID)
+			return
+		case errors.Is(err, ErrLeaseLost): // or it is ended already
+			j.result = nil
+			return
+		}
+		s.Log.Warn("the end of a task cannot be kept; it is tried again", "taskId", j.task.ID, "error", err)
+		select {
+		case <-time.After(retryEvery):
+		case <-ctx.Done():
+			j.result = nil
+			return
+		}
+	}
+}
+
+// explain makes the contract's error of any error.
+func explain(err error) *sandbox.Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		return e
+	}
+	return sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the API; its log has the cause under the task's id").WithCause(err)
+}
+
+// finish ends the task, with its last events.
+func (s *Service) finish(ctx context.Context, j *job) error {
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	defer cancel()
+	if j.text != nil {
+		j.journal.note(entry{Type: EventChunk, Content: j.text.rest()})
+	}
+	last, err := j.journal.last(call)
+	if err != nil {
+		return err
+	}
+	r := j.result
+	d := details{CreatedNewSandbox: j.task.NewSandbox, MessageID: r.MessageID}
+	o := Outcome{Status: Completed, Response: r.Response, At: time.Now()}
+	final := entry{Type: EventDone, TaskID: r.TaskID, SandboxID: r.SandboxID, SessionID: r.SessionID, MessageID: r.MessageID, CreatedNewSandbox: &d.CreatedNewSandbox}
+	if r.Err != nil {
+		o.Status, o.Error, d.Code = Failed, r.Err.Message, r.Err.Code
+		final = entry{Type: EventError, Message: r.Err.Message, Code: string(r.Err.Code)}
+	}
+	metadata := d.text()
+	if err := s.Tasks.Note(call, j.lease(), Progress{Metadata: &metadata}); err != nil {
+		return err
+	}
+	return s.Tasks.Finish(call, j.lease(), o, append(last, final.event())...)
+}
+
+// recoverEvery is how often tasks are looked for that nobody runs.
+const recoverEvery = 3 * time.Second
+
+// Recover takes up the tasks of processes that are gone, until ctx ends.
+func (s *Service) Recover(ctx context.Context) {
+	tick := time.NewTicker(recoverEvery)
+	defer tick.Stop()
+	for {
+		for s.Active() < s.settings.Concurrency {
+			if err := s.takeUp(ctx); err != nil {
+				if !errors.Is(err, ErrNotFound) && ctx.Err() == nil {
+					s.Log.Warn("tasks cannot be taken up; it is tried again", "error", err)
+				}
+				break
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// takeUp claims one task and runs it.
+func (s *Service) takeUp(ctx context.Context) error {
+	call, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	now := time.Now()
+	t, err := s.Tasks.Claim(call, NewID("api-"), now, now.Add(s.settings.Lease))
+	if err != nil {
+		return err
+	}
+	s.Log.Info("a task is taken up", "taskId", t.ID, "attempt", t.Attempts)
+	j := &job{task: t, gitURL: t.GitURL, done: make(chan struct{})}
+	if backend, err := s.Backends.Backend(t.Provider); err == nil {
+		j.backend = backend
+	}
+	if err := s.admit(j); err != nil {
+		return err // its lease is over soon
+	}
+	s.start(j) //nolint:contextcheck // a task outlives the look for it
+	return nil
+}
