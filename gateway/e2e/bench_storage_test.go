@@ -553,7 +553,7 @@ func (r *rig) again() {
 // peak is the most memory that the gateway's process ever had resident, in MB.
 func (r *rig) peak() float64 {
 	r.b.Helper()
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.PID()))
 	if err != nil {
 		r.b.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -17,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/agentpod/agentpod/shared/processtest"
 	"github.com/agentpod/agentpod/shared/scriptedmodel"
 )
 
@@ -30,10 +30,7 @@ type gateway struct {
 	model *scriptedmodel.Server
 	git   *scriptedmodel.GitServer
 
-	mu   sync.Mutex
-	cmd  *exec.Cmd
-	done chan struct{}
-	logs bytes.Buffer
+	processtest.Process
 }
 
 // sharedFixture is the gateway that tests use which neither stop it nor need
@@ -106,7 +103,7 @@ func launch(env ...string) (*gateway, error) {
 		return nil, err
 	}
 	if err := g.run(); err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, g.log())
+		return nil, err
 	}
 	return g, nil
 }
@@ -122,70 +119,23 @@ func (g *gateway) environ(config string) []string {
 
 // run starts the process and waits until it serves.
 func (g *gateway) run() error {
-	cmd := exec.Command(binary, "serve") //nolint:noctx // ended by stop or kill
-	cmd.Env = g.environ(string(g.model.Config()))
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
+	if err := g.Start(g.environ(string(g.model.Config())), binary, "serve"); err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	serving := make(chan string, 1)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		lines := bufio.NewScanner(stderr)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			var line struct{ Msg, Addr string }
-			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
-				serving <- line.Addr
-			}
-			g.mu.Lock()
-			g.logs.Write(append(lines.Bytes(), '\n'))
-			g.mu.Unlock()
-		}
-		_, _ = io.Copy(io.Discard, stderr)
-		_ = cmd.Wait()
-	}()
-	g.cmd, g.done = cmd, done
-	select {
-	case addr := <-serving:
-		g.url = "http://" + addr
-	case <-done:
-		return fmt.Errorf("the gateway ended at once")
-	case <-time.After(30 * time.Second):
-		return fmt.Errorf("the gateway did not serve in time")
-	}
+	g.url = "http://" + g.Addr
 	token, err := os.ReadFile(filepath.Join(g.dir, "gateway.token"))
 	g.token = strings.TrimSpace(string(token))
 	return err
 }
 
-func (g *gateway) log() string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.logs.String()
-}
+func (g *gateway) log() string { return g.Log() }
 
 // stop ends the process with a signal and waits for it.
 func (g *gateway) stop(sig syscall.Signal) error {
-	select {
-	case <-g.done:
-		return nil
-	default:
+	if err := g.Stop(sig); err != nil {
+		return fmt.Errorf("the gateway: %w\n%s", err, g.log())
 	}
-	if err := g.cmd.Process.Signal(sig); err != nil {
-		return err
-	}
-	select {
-	case <-g.done:
-		return nil
-	case <-time.After(40 * time.Second):
-		_ = g.cmd.Process.Kill()
-		return fmt.Errorf("the gateway did not end within 40 s of %v\n%s", sig, g.log())
-	}
+	return nil
 }
 
 // destroy removes everything that the gateway made, and reports what it could
@@ -194,12 +144,10 @@ func (g *gateway) destroy() error {
 	var problems []string
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	select {
-	case <-g.done:
+	if g.Ended() {
 		if err := g.run(); err != nil {
 			problems = append(problems, err.Error())
 		}
-	default:
 	}
 	for _, id := range g.ids(ctx) {
 		if status, body, err := g.do(ctx, http.MethodDelete, "/sandbox/"+id, nil); err != nil || status != http.StatusOK {

@@ -390,7 +390,7 @@ func hostileImage(t *testing.T, mode string) string {
 // memory is the resident memory of the gateway process, in bytes.
 func (g *gateway) memory(t *testing.T) int64 {
 	t.Helper()
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(g.cmd.Process.Pid) + "/status")
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(g.PID()) + "/status")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -520,7 +520,7 @@ for p in (4095, 4096): threading.Thread(target=serve, args=(p,)).start()`
 	}
 	// The gateway stands still while the thief takes the address, so that it goes
 	// on with requests under way and an address that is no longer the first's.
-	if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := g.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	out, err := docker("kill", g.container("first"))
@@ -528,7 +528,7 @@ for p in (4095, 4096): threading.Thread(target=serve, args=(p,)).start()`
 		out, err = docker("start", name)
 	}
 	taken := address(name)
-	if err := g.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := g.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	if err != nil || taken != firsts {

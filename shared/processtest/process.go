@@ -1,0 +1,129 @@
+// Package processtest runs the project's servers as processes of their own, for
+// tests that stop and kill them.
+package processtest
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	startTime = 30 * time.Second
+	// stopTime is more than a server gives itself to drain.
+	stopTime = 40 * time.Second
+)
+
+// Process is a server that logs JSON lines, one of which says "serving" and its
+// "addr". Its methods but Log and Done are for one goroutine at a time.
+type Process struct {
+	// Addr is where it serves, host:port.
+	Addr string
+
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{}
+	logs bytes.Buffer
+}
+
+// Start runs a program until it serves. It may be used again after the process
+// has ended; the log goes on.
+func (p *Process) Start(env []string, program string, args ...string) error {
+	cmd := exec.Command(program, args...) //nolint:gosec,noctx // the tests' own, ended by Stop
+	cmd.Env = env
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", program, err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting %s: %w", program, err)
+	}
+	serving, done := make(chan string, 1), make(chan struct{})
+	go p.read(cmd, stderr, serving, done)
+	p.cmd, p.done = cmd, done
+	select {
+	case p.Addr = <-serving:
+		return nil
+	case <-done:
+		return fmt.Errorf("%s ended at once:\n%s", program, p.Log())
+	case <-time.After(startTime):
+		_ = p.Stop(syscall.SIGKILL)
+		return fmt.Errorf("%s did not serve within %s:\n%s", program, startTime, p.Log())
+	}
+}
+
+func (p *Process) read(cmd *exec.Cmd, stderr io.Reader, serving chan<- string, done chan<- struct{}) {
+	defer close(done)
+	lines := bufio.NewScanner(stderr)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var line struct{ Msg, Addr string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+			select {
+			case serving <- line.Addr:
+			default:
+			}
+		}
+		p.mu.Lock()
+		p.logs.Write(append(lines.Bytes(), '\n'))
+		p.mu.Unlock()
+	}
+	_, _ = io.Copy(io.Discard, stderr)
+	_ = cmd.Wait() // how it ended is the test's business
+}
+
+// Log is everything that the processes wrote so far.
+func (p *Process) Log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.logs.String()
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Ended tells whether it has.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Signal sends a signal that does not end the process.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("sending %v: %w", sig, err)
+	}
+	return nil
+}
+
+// Stop sends a signal that ends the process, and waits until it has ended. One
+// that has is a success.
+func (p *Process) Stop(sig syscall.Signal) error {
+	if p.Ended() {
+		return nil
+	}
+	if err := p.Signal(sig); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(stopTime):
+		err := fmt.Errorf("it did not end within %s of %v", stopTime, sig)
+		return errors.Join(err, p.cmd.Process.Kill())
+	}
+}
