@@ -391,7 +391,7 @@ func TestTwoGatewaysOnOneEngineDoNotTouchEachOther(t *testing.T) {
 
 func TestASecondGatewayOnTheSameDataIsRefused(t *testing.T) {
 	g := shared(t)
-	second := &gateway{dir: g.dir, model: g.model, done: make(chan struct{})}
+	second := &gateway{dir: g.dir, model: g.model}
 	if err := second.run(); err == nil {
 		_ = second.stop(syscall.SIGKILL)
 		t.Fatal("it serves")
