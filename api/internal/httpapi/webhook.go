@@ -21,9 +21,9 @@ func (a *API) webhookRoute(e *echo.Echo) { e.POST(webhookPath, a.receive) }
 
 // receive goes by the provider's token alone: there is no session.
 func (a *API) receive(c echo.Context) error {
-	token, _ := bearer(c.Request())
+	token, shown := bearer(c.Request())
 	provider, ok := a.Webhooks.Provider(token)
-	if !ok {
+	if !shown || !ok {
 		c.Response().Header().Set("Connection", "close") // the body is not read
 		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="agentpod webhooks"`)
 		return sandbox.Errorf(sandbox.CodeUnauthorized, "this route wants the token of a provider as Authorization: Bearer TOKEN")
