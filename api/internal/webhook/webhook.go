@@ -129,8 +129,8 @@ func (r *Receiver) Receive(ctx context.Context, provider string, n Notice) error
 		return nil
 	}
 	id := n.text("sandboxId")
-	if sandbox.CheckID(id) != nil { // nothing of that name can be in the records
-		log.Warn("a webhook tells of a sandbox without a proper id")
+	if err := sandbox.CheckID(id); err != nil { // nothing of that name can be in the records
+		log.Warn("a webhook tells of a sandbox without a proper id", "error", err)
 		return nil
 	}
 	change := events()[rank].change(n, told)
