@@ -69,6 +69,7 @@ func rules() []rule {
 		api + "provider":      nil,
 		api + "task":          {"provider"},
 		api + "sandboxes":     {"provider", "task"},
+		api + "webhook":       {"task"},
 		api + "config":        nil,
 	}
 	for _, folder := range slices.Sorted(maps.Keys(inside)) {

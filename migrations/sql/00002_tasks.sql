@@ -20,7 +20,8 @@ CREATE TABLE sandboxes (
     tier                TEXT      NOT NULL DEFAULT '',
     error_message       TEXT      NOT NULL DEFAULT '',
     started_at          TIMESTAMP,
-    event_at            TIMESTAMP, -- of the newest webhook event that was applied
+    event_at            TIMESTAMP, -- of the newest event that told its status
+    event_key           TEXT      NOT NULL DEFAULT '', -- orders events of one moment
     status              TEXT      NOT NULL CHECK (status IN ('created', 'starting', 'running', 'stopping', 'stopped', 'sleeping', 'error')),
     worker_url          TEXT      NOT NULL DEFAULT '',
     config_hash         TEXT      NOT NULL DEFAULT '',

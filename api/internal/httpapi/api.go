@@ -20,6 +20,7 @@ import (
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/task"
+	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -39,8 +40,10 @@ type Settings struct {
 
 // Deps are what the API calls.
 type Deps struct {
-	Accounts *account.Service
-	Tasks    *task.Service
+	Accounts  *account.Service
+	Tasks     *task.Service
+	Templates *task.Library
+	Webhooks  *webhook.Receiver
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger
@@ -106,6 +109,7 @@ func (a *API) routes(e *echo.Echo) {
 	a.credentialRoutes(e.Group("/api/providers"))
 	a.configRoutes(e.Group("/api/users/:userId/opencode"))
 	a.webhookRoute(e)
+	e.GET(openapiPath, a.openapi)
 }
 
 // ServeHTTP serves one request.
@@ -199,8 +203,7 @@ func (a *API) share(r *http.Request, h http.Header) (preflight bool) {
 	return true
 }
 
-// admit says who sends a request and whether it may go on. Health and the login
-// client's routes are for everybody.
+// admit says who sends a request and whether it may go on.
 func (a *API) admit(c echo.Context, preflight bool) (account.User, error) {
 	r := c.Request()
 	if !a.settings.Hosts.Allow(r.Host) {
@@ -215,10 +218,21 @@ func (a *API) admit(c echo.Context, preflight bool) (account.User, error) {
 	if err := a.crossing.Check(asUnsafe(r)); err != nil {
 		return account.User{}, errOrigin
 	}
-	if path := r.URL.Path; path == "/health" || path == "/readyz" || strings.HasPrefix(path, authRoot) {
+	if forEverybody(r.URL.Path) {
 		return account.User{}, nil
 	}
 	return a.identify(c)
+}
+
+// forEverybody tells whether a path needs no session. The webhook has tokens of
+// its own.
+func forEverybody(path string) bool {
+	switch path {
+	case "/health", "/readyz", openapiPath, webhookPath:
+		return true
+	default:
+		return strings.HasPrefix(path, authRoot)
+	}
 }
 
 // asUnsafe returns a request as the check of its origin shall see it: opening a
@@ -303,9 +317,9 @@ func explain(err error) *sandbox.Error {
 	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
 		switch e.Code {
 		case http.StatusNotFound:
-			return sandbox.Errorf(sandbox.CodeRouteNotFound, "there is no such route")
+			return sandbox.Errorf(sandbox.CodeRouteNotFound, "there is no such route; GET /openapi.yaml lists them")
 		case http.StatusMethodNotAllowed:
-			return sandbox.Errorf(sandbox.CodeMethodNotAllowed, "this route does not take that method")
+			return sandbox.Errorf(sandbox.CodeMethodNotAllowed, "this route does not take that method; GET /openapi.yaml lists them")
 		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {

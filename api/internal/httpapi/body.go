@@ -25,11 +25,14 @@ const (
 
 // decode reads a JSON object. Fields that the route does not know are ignored;
 // an empty body is an empty object.
-func decode(c echo.Context, into any) error {
+func decode(c echo.Context, into any) error { return decodeUpTo(c, into, maxBody) }
+
+// decodeUpTo is decode with a bound of its own, in bytes.
+func decodeUpTo(c echo.Context, into any, limit int64) error {
 	control := http.NewResponseController(c.Response())
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
 	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-	raw, err := io.ReadAll(http.MaxBytesReader(c.Response(), c.Request().Body, maxBody))
+	raw, err := io.ReadAll(http.MaxBytesReader(c.Response(), c.Request().Body, limit))
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return sandbox.Errorf(sandbox.CodeTooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
+	"github.com/agentpod/agentpod/api/internal/task"
+	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
 )
 
@@ -31,6 +33,11 @@ const frontend = "http://localhost:5173"
 
 // serviceToken is the service credential of the tests.
 const serviceToken = "the-service-token-of-the-tests"
+
+// hookTokens are the providers' webhook tokens of the tests.
+func hookTokens() map[string]string {
+	return map[string]string{"docker": "the-gateway's-webhook-token", "cloudflare": "the-worker's-webhook-token"}
+}
 
 // clock is a time that a test moves.
 type clock struct {
@@ -86,7 +93,15 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if o.log != nil {
 		log = slog.New(slog.NewJSONHandler(o.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	api, err := New(settings, Deps{Accounts: accounts, Ready: s.Ping, Log: log})
+	library, err := task.NewLibrary(s.Templates(), c.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hooks, err := webhook.New(webhook.Settings{Tokens: hookTokens(), Now: c.Now}, s.Sandboxes(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := New(settings, Deps{Accounts: accounts, Templates: library, Webhooks: hooks, Ready: s.Ping, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

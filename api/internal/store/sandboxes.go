@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"gorm.io/gorm"
@@ -81,12 +82,47 @@ func (s *Sandboxes) Update(ctx context.Context, id string, now time.Time, c task
 }
 
 // Apply implements task.Sandboxes.
-func (s *Sandboxes) Apply(ctx context.Context, provider, id string, event, now time.Time, c task.SandboxChange) (bool, error) {
-	set := columns(c, now)
-	set["event_at"] = at(event)
-	tx := s.db.WithContext(ctx).Model(&task.Sandbox{}).
-		Where("id = ? AND provider = ? AND (event_at IS NULL OR event_at <= ?)", id, provider, at(event)).Updates(map[string]any(set))
-	return tx.RowsAffected > 0, failed("applying an event to a sandbox's record", tx.Error, nil, nil)
+func (s *Sandboxes) Apply(ctx context.Context, now time.Time, event task.SandboxEvent) (bool, error) {
+	known := true
+	err := s.db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+		var row task.Sandbox
+		// Events of one sandbox that come at once go one after another. SQLite has
+		// one writer, and knows no such lock.
+		err := tx.Clauses(clause.Locking{Strength: clause.LockingStrengthUpdate}).
+			Where("id = ? AND provider = ?", event.SandboxID, event.Provider).Take(&row).Error
+		if errors.Is(err, gorm.ErrRecordNotFound) {
+			known = false
+			return nil
+		}
+		if err != nil {
+			return err //nolint:wrapcheck // below
+		}
+		c, news := event.Change, false
+		for _, t := range []struct {
+			was *time.Time
+			is  **time.Time
+		}{{row.StartedAt, &c.StartedAt}, {row.WorkspaceSyncedAt, &c.WorkspaceSyncedAt}, {row.LastActiveAt, &c.LastActiveAt}} {
+			if *t.is == nil || t.was != nil && !at(**t.is).After(*t.was) {
+				*t.is = nil
+				continue
+			}
+			news = true
+		}
+		newest := row.EventAt == nil || at(event.At).After(*row.EventAt) || at(event.At).Equal(*row.EventAt) && event.Key > row.EventKey
+		told := c.Status != nil && newest
+		if !told {
+			c.Status, c.Tier, c.ErrorMessage = nil, nil, nil
+		}
+		if !told && !news {
+			return nil
+		}
+		set := columns(c, now)
+		if told {
+			set["event_at"], set["event_key"] = at(event.At), event.Key
+		}
+		return tx.Model(&task.Sandbox{}).Where("id = ?", row.ID).Updates(map[string]any(set)).Error
+	})
+	return known && err == nil, failed("applying an event to a sandbox's record", err, nil, nil)
 }
 
 // Delete implements task.Sandboxes.

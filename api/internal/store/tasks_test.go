@@ -506,25 +506,80 @@ func TestAnEventOfAProviderChangesOnlyItsNewestKnowledge(t *testing.T) {
 		for _, step := range []struct {
 			name, provider, id string
 			event              time.Duration
+			key                string
 			status             task.SandboxStatus
-			applied            bool
+			known              bool
 			after              task.SandboxStatus
 		}{
-			{"the first", "docker", "sbx-1", 2 * time.Second, task.SandboxRunning, true, task.SandboxRunning},
-			{"the first, replayed", "docker", "sbx-1", 2 * time.Second, task.SandboxRunning, true, task.SandboxRunning},
-			{"a late one", "docker", "sbx-1", time.Second, task.SandboxStarting, false, task.SandboxRunning},
-			{"another provider's", "cloudflare", "sbx-1", 3 * time.Second, task.SandboxError, false, task.SandboxRunning},
-			{"one of no sandbox", "docker", "sbx-9", 3 * time.Second, task.SandboxError, false, task.SandboxRunning},
-			{"a newer one", "docker", "sbx-1", 4 * time.Second, task.SandboxSleeping, true, task.SandboxSleeping},
+			{"the first", "docker", "sbx-1", 2 * time.Second, "5", task.SandboxRunning, true, task.SandboxRunning},
+			{"a late one", "docker", "sbx-1", time.Second, "9", task.SandboxStarting, true, task.SandboxRunning},
+			{"one of the same moment that counts less", "docker", "sbx-1", 2 * time.Second, "4", task.SandboxStarting, true, task.SandboxRunning},
+			{"another provider's", "cloudflare", "sbx-1", 3 * time.Second, "5", task.SandboxError, false, task.SandboxRunning},
+			{"one of no sandbox", "docker", "sbx-9", 3 * time.Second, "5", task.SandboxError, false, task.SandboxRunning},
+			{"one of the same moment that counts more", "docker", "sbx-1", 2 * time.Second, "6", task.SandboxError, true, task.SandboxError},
+			{"a newer one", "docker", "sbx-1", 4 * time.Second, "1", task.SandboxSleeping, true, task.SandboxSleeping},
+			{"what the API did", "", "", 0, "", task.SandboxRunning, true, task.SandboxRunning},
+			{"the newest, replayed", "docker", "sbx-1", 4 * time.Second, "1", task.SandboxSleeping, true, task.SandboxRunning},
+			{"one of the same millisecond, replayed", "docker", "sbx-1", 4*time.Second + 300*time.Microsecond, "1", task.SandboxSleeping, true, task.SandboxRunning},
 		} {
-			applied, err := b.Apply(ctx, step.provider, step.id, noon().Add(step.event), noon(), task.SandboxChange{Status: &step.status})
-			if err != nil || applied != step.applied {
-				t.Fatalf("%s: %v, %v", step.name, applied, err)
+			if step.provider == "" {
+				if err := b.Update(ctx, "sbx-1", noon(), task.SandboxChange{Status: &step.status}); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			known, err := b.Apply(ctx, noon(), task.SandboxEvent{
+				Provider: step.provider, SandboxID: step.id, At: noon().Add(step.event), Key: step.key, Change: task.SandboxChange{Status: &step.status},
+			})
+			if err != nil || known != step.known {
+				t.Fatalf("%s: %v, %v", step.name, known, err)
 			}
 			if got, err := b.Get(ctx, "u1", "sbx-1"); err != nil || got.Status != step.after {
 				t.Errorf("%s: %s, %v", step.name, got.Status, err)
 			}
 		}
+	})
+}
+
+func TestTheTimesOfASandboxGoForwardWhateverItsStatus(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, server, func(t *testing.T, s *store.Store) {
+		b, ctx := s.Sandboxes(), t.Context()
+		addUser(t, s, "u1")
+		if err := b.Create(ctx, *newSandbox("sbx-1", "u1")); err != nil {
+			t.Fatal(err)
+		}
+		apply := func(after, told time.Duration, status task.SandboxStatus) {
+			moment := noon().Add(told)
+			change := task.SandboxChange{StartedAt: &moment, WorkspaceSyncedAt: &moment, LastActiveAt: &moment}
+			if status != "" {
+				change.Status = &status
+			}
+			event := task.SandboxEvent{Provider: "docker", SandboxID: "sbx-1", At: noon().Add(after), Key: "1", Change: change}
+			if _, err := b.Apply(ctx, noon().Add(time.Hour), event); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check := func(name string, told time.Duration, status task.SandboxStatus) {
+			t.Helper()
+			got, err := b.Get(ctx, "u1", "sbx-1")
+			if err != nil || got.Status != status {
+				t.Fatalf("%s: %s, %v", name, got.Status, err)
+			}
+			for _, at := range []*time.Time{got.StartedAt, got.WorkspaceSyncedAt, got.LastActiveAt} {
+				if at == nil || !at.Equal(kept(noon().Add(told))) {
+					t.Errorf("%s: %v", name, at)
+				}
+			}
+		}
+		apply(5*time.Second, 5*time.Second, task.SandboxRunning)
+		check("the first", 5*time.Second, task.SandboxRunning)
+		apply(7*time.Second, 7*time.Second, "")
+		check("one without a status", 7*time.Second, task.SandboxRunning)
+		apply(6*time.Second, 6*time.Second, task.SandboxSleeping)
+		check("a status between them", 7*time.Second, task.SandboxSleeping)
+		apply(4*time.Second, 8*time.Second, task.SandboxError)
+		check("an old status with a new time", 8*time.Second, task.SandboxSleeping)
 	})
 }
 

@@ -220,7 +220,8 @@ type Sandbox struct {
 	Tier              string
 	ErrorMessage      string
 	StartedAt         *time.Time
-	EventAt           *time.Time // of the newest webhook event that was applied
+	EventAt           *time.Time // of the newest event that told its status
+	EventKey          string     // of that event
 	Status            SandboxStatus
 	WorkerURL         string
 	ConfigHash        string
@@ -245,6 +246,19 @@ type SandboxChange struct {
 	LastActiveAt      *time.Time
 }
 
+// SandboxEvent is what a provider tells of one of its sandboxes.
+type SandboxEvent struct {
+	Provider  string
+	SandboxID string
+	At        time.Time // by the provider's clock
+	// Key orders events of one moment: the greater one counts as the newer. Two
+	// that tell different things have different keys, as far as that matters.
+	Key string
+	// Change has no more than Status, Tier and ErrorMessage, which go together,
+	// and the times.
+	Change SandboxChange
+}
+
 // SandboxFilter says which sandboxes of a user are listed: those of any of
 // Statuses, or all if there are none.
 type SandboxFilter struct {
@@ -264,9 +278,10 @@ type Sandboxes interface {
 	// Update changes a record. Errors: ErrNotFound.
 	Update(ctx context.Context, id string, now time.Time, change SandboxChange) error
 	// Apply changes a record as an event of its provider says, and tells whether
-	// it did: an event that is older than the last one, or of a sandbox that
-	// this provider does not have, changes nothing.
-	Apply(ctx context.Context, provider, id string, event, now time.Time, change SandboxChange) (bool, error)
+	// that provider has such a sandbox. However often and in whatever order events
+	// come, the record is the same in the end: its status is that of the newest
+	// which told one, and its times only go forward.
+	Apply(ctx context.Context, now time.Time, event SandboxEvent) (bool, error)
 	// Delete forgets a user's record; its tasks stay. It need not exist.
 	Delete(ctx context.Context, userID, id string) error
 }

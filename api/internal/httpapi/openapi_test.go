@@ -1,0 +1,212 @@
+package httpapi
+
+import (
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
+)
+
+// pending are routes that the document has and nobody serves yet.
+//
+// DELETE THIS, and its use, as soon as all of them are served.
+func pending() []string {
+	var all []string
+	add := func(path string, methods ...string) {
+		for _, m := range methods {
+			all = append(all, m+" "+path)
+		}
+	}
+	add("/metrics", "GET")
+	const agents = "/api/v2/agents/"
+	add(agents+"task", "POST")
+	add(agents+"task/stream", "POST")
+	add(agents+"task/{}", "GET")
+	add(agents+"task/{}/stream", "GET")
+	add(agents+"task/{}/cancel", "POST")
+	add(agents+"tasks", "GET")
+	add(agents+"team", "POST")
+	add(agents+"team/{}", "GET")
+	add(agents+"providers", "GET")
+	add(agents+"sandbox/{}/sync", "POST")
+	const boxes = "/api/v2/sandboxes"
+	add(boxes, "GET", "POST")
+	add(boxes+"/{}", "GET", "DELETE")
+	for _, what := range []string{"start", "stop", "restart", "wake", "pause", "unpause", "sync", "exec"} {
+		add(boxes+"/{}/"+what, "POST")
+	}
+	for _, what := range []string{"status", "logs", "stats"} {
+		add(boxes+"/{}/"+what, "GET")
+	}
+	add(boxes+"/{}/files/{}", "GET", "PUT", "DELETE")
+	add(boxes+"/{}/opencode/{}", documentable()...)
+	const providers = "/api/providers"
+	for _, what := range []string{"", "/configured", "/default"} {
+		add(providers+what, "GET")
+	}
+	add(providers+"/{}/configure", "POST")
+	add(providers+"/{}/set-default", "POST")
+	add(providers+"/{}", "DELETE")
+	const config = "/api/users/{}/opencode/"
+	add(config+"config", "GET")
+	add(config+"settings", "GET", "PUT")
+	add(config+"agents-md", "GET", "PUT")
+	add(config+"files", "GET")
+	add(config+"files/{}/{}", "GET", "PUT", "DELETE")
+	return all
+}
+
+// documentable are the methods that OpenAPI has a word for, and the API a use.
+func documentable() []string {
+	return []string{"GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"}
+}
+
+// document is what the tests read of the OpenAPI document.
+type document struct {
+	Paths      map[string]map[string]any
+	Components map[string]map[string]any
+}
+
+func readDocument(t testing.TB) document {
+	t.Helper()
+	var doc document
+	if err := yaml.Unmarshal(openapiYAML, &doc); err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+func TestTheDocumentHasEveryRouteAndNoOther(t *testing.T) {
+	t.Parallel()
+	var documented []string
+	name := regexp.MustCompile(`\{\w+\}`)
+	for path, item := range readDocument(t).Paths {
+		for method := range item {
+			if method != "parameters" {
+				documented = append(documented, strings.ToUpper(method)+" "+name.ReplaceAllString(path, "{}"))
+			}
+		}
+	}
+	served := pending()
+	param := regexp.MustCompile(`:\w+|\*`)
+	for _, r := range newWorld(t, sqlite(t), options{}).api.echo.Routes() {
+		path := param.ReplaceAllString(r.Path, "{}")
+		wild := strings.HasPrefix(path, "/api/v2/sandboxes/{}/")
+		if wild && (strings.HasSuffix(path, "/files") || strings.HasSuffix(path, "/opencode")) {
+			continue // the same route with an empty path
+		}
+		if wild && strings.Contains(path, "/opencode/") && !slices.Contains(documentable(), r.Method) {
+			continue
+		}
+		route := r.Method + " " + path
+		if slices.Contains(pending(), route) {
+			t.Errorf("%s is served and pending", route)
+		}
+		served = append(served, route)
+	}
+	for _, route := range documented {
+		if !slices.Contains(served, route) {
+			t.Errorf("%s is documented and not served", route)
+		}
+	}
+	for _, route := range served {
+		if !slices.Contains(documented, route) {
+			t.Errorf("%s is served and not documented", route)
+		}
+	}
+}
+
+// each calls visit with every object in a document, and with where it is.
+func each(at string, node any, visit func(at string, object map[string]any)) {
+	switch node := node.(type) {
+	case map[string]any:
+		visit(at, node)
+		for name, child := range node {
+			each(at+"/"+name, child, visit)
+		}
+	case []any:
+		for _, child := range node {
+			each(at, child, visit)
+		}
+	}
+}
+
+func TestTheDocumentIsWholeInItself(t *testing.T) {
+	t.Parallel()
+	doc := readDocument(t)
+	used := map[string]bool{}
+	var all any
+	if err := yaml.Unmarshal(openapiYAML, &all); err != nil {
+		t.Fatal(err)
+	}
+	each("", all, func(at string, object map[string]any) {
+		if ref, ok := object["$ref"].(string); ok {
+			used[ref] = true
+			parts := strings.Split(ref, "/")
+			if len(parts) != 4 || doc.Components[parts[2]][parts[3]] == nil {
+				t.Errorf("%s refers to %s, which is nowhere", at, ref)
+			}
+		}
+		if requirements, ok := object["security"].([]any); ok {
+			for _, r := range requirements {
+				each(at, r, func(at string, scheme map[string]any) {
+					for name := range scheme {
+						used["#/components/securitySchemes/"+name] = true
+						if doc.Components["securitySchemes"][name] == nil {
+							t.Errorf("%s wants %s, which is nowhere", at, name)
+						}
+					}
+				})
+			}
+		}
+	})
+	for kind, parts := range doc.Components {
+		for name := range parts {
+			if ref := "#/components/" + kind + "/" + name; !used[ref] {
+				t.Errorf("nothing uses %s", ref)
+			}
+		}
+	}
+	name := regexp.MustCompile(`\{(\w+)\}`)
+	for path, item := range doc.Paths {
+		var given []string
+		parameters, _ := item["parameters"].([]any)
+		for _, p := range parameters {
+			object, _ := p.(map[string]any)
+			if ref, ok := object["$ref"].(string); ok {
+				object, _ = doc.Components["parameters"][ref[strings.LastIndex(ref, "/")+1:]].(map[string]any)
+			}
+			if in, _ := object["in"].(string); in == "path" {
+				n, _ := object["name"].(string)
+				given = append(given, n)
+			}
+		}
+		var wanted []string
+		for _, m := range name.FindAllStringSubmatch(path, -1) {
+			wanted = append(wanted, m[1])
+		}
+		if !slices.Equal(wanted, given) {
+			t.Errorf("%s describes the parameters %v", path, given)
+		}
+		for method, operation := range item {
+			o, ok := operation.(map[string]any)
+			if !ok {
+				continue
+			}
+			if o["summary"] == nil || o["responses"] == nil || o["tags"] == nil {
+				t.Errorf("%s %s lacks a summary, tags or responses", method, path)
+			}
+		}
+	}
+}
+
+func TestTheDocumentIsEverybodys(t *testing.T) {
+	t.Parallel()
+	resp, body := newWorld(t, sqlite(t), options{}).send(t, "GET", "/openapi.yaml", "")
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/yaml" || body != string(openapiYAML) {
+		t.Errorf("%d %v %.80s", resp.StatusCode, resp.Header, body)
+	}
+}
