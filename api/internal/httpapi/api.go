@@ -19,6 +19,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/credential"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -38,7 +39,8 @@ type Settings struct {
 
 // Deps are what the API calls.
 type Deps struct {
-	Accounts *account.Service
+	Accounts    *account.Service
+	Credentials *credential.Service
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger

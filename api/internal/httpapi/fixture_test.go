@@ -86,7 +86,7 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if o.log != nil {
 		log = slog.New(slog.NewJSONHandler(o.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	api, err := New(settings, Deps{Accounts: accounts, Ready: s.Ping, Log: log})
+	api, err := New(settings, Deps{Accounts: accounts, Credentials: newCredentials(t, s, log), Ready: s.Ping, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
