@@ -1,6 +1,7 @@
 package credential_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -16,10 +17,19 @@ import (
 	"github.com/agentpod/agentpod/api/internal/credential"
 )
 
+const secret = "a-secret-in-the-address"
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // listOf returns the catalogue as a user without credentials sees it.
 func listOf(t testing.TB, c *credential.Catalogue) map[string]credential.Provider {
 	t.Helper()
-	s := credential.New(credential.Settings{Keys: ring(t, 1), Catalogue: c}, none{}, nil)
+	s := credential.New(credential.Settings{Catalogue: c}, none{}, nil)
 	list, err := s.List(t.Context(), "ada", false)
 	must(t, err)
 	byID := map[string]credential.Provider{}
@@ -104,7 +114,7 @@ func TestWhatIsNoListLeavesTheOneThatIs(t *testing.T) {
 	t.Cleanup(plain.Close)
 	answers := map[string]string{
 		"/html": "<html>", "/empty": "{}", "/list": "[]", "/null": "null", "/other-id": `{"a":{"id":"b"}}`, "/path": `{"a/b":{"id":"a/b"}}`,
-		"/types": `{"a":{"id":"a","models":[]}}`, "/long": strings.Repeat(" ", 8<<20) + newer,
+		"/types": `{"a":{"id":"a","models":[]}}`, "/long": newer + strings.Repeat(" ", 8<<20),
 	}
 	tls := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -153,7 +163,7 @@ func (h hanging) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestASourceThatHangsIsAskedAgainADayLater(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		log, source := &lockedBuffer{}, hanging{make(chan struct{})}
+		log, source := &bytes.Buffer{}, hanging{make(chan struct{})}
 		c, err := credential.NewCatalogue("https://example.com/"+secret, source, slog.New(slog.NewTextHandler(log, nil)))
 		must(t, err)
 		ctx, stop := context.WithCancel(t.Context())

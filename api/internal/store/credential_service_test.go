@@ -1,10 +1,12 @@
-package credential_test
+package store_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -16,12 +18,77 @@ import (
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/seal"
 )
+
+const secret = "sk-a-secret-key-of-the-tests"
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ring is a keyring of keys that are all one byte.
+func ring(t testing.TB, current byte, former ...byte) *seal.Keyring {
+	t.Helper()
+	fill := func(b byte) [seal.KeySize]byte { return [seal.KeySize]byte(bytes.Repeat([]byte{b}, seal.KeySize)) }
+	var before [][seal.KeySize]byte
+	for _, b := range former {
+		before = append(before, fill(b))
+	}
+	keys, err := seal.NewKeyring(fill(current), before...)
+	must(t, err)
+	return keys
+}
+
+// credentialWorld is a service on a store, with the users ada and bob.
+type credentialWorld struct {
+	*credential.Service
+	store *store.Store
+	log   *bytes.Buffer
+}
+
+func newCredentialWorld(t testing.TB, s *store.Store, keys *seal.Keyring) credentialWorld {
+	t.Helper()
+	for _, id := range []string{"ada", "bob"} {
+		addUser(t, s, id)
+	}
+	return anotherService(t, s, keys)
+}
+
+// anotherService is another service on the same store.
+func anotherService(t testing.TB, s *store.Store, keys *seal.Keyring) credentialWorld {
+	t.Helper()
+	log := &bytes.Buffer{}
+	logger := slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	catalogue, err := credential.NewCatalogue("", nil, logger)
+	must(t, err)
+	now := func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+	return credentialWorld{
+		Service: credential.New(credential.Settings{Keys: keys, Catalogue: catalogue, Log: logger, Now: now}, s.Credentials(), s.Configs()),
+		store:   s, log: log,
+	}
+}
+
+func (w credentialWorld) configure(t testing.TB, userID, providerID, key string) {
+	t.Helper()
+	_, err := w.Configure(t.Context(), userID, providerID, key)
+	must(t, err)
+}
+
+func (w credentialWorld) config(t testing.TB, userID string) (string, string) {
+	t.Helper()
+	config, hash, err := w.Config(t.Context(), userID)
+	must(t, err)
+	return string(config), hash
+}
 
 func TestAProviderIsConfiguredDefaultedAndDeleted(t *testing.T) {
 	t.Parallel()
 	storetest.Each(t, server, func(t *testing.T, s *store.Store) {
-		w, ctx := newWorld(t, s, ring(t, 1)), t.Context()
+		w, ctx := newCredentialWorld(t, s, ring(t, 1)), t.Context()
 		if _, err := w.SetDefault(ctx, "ada", "openai"); !sandbox.HasCode(err, sandbox.CodeProviderMissing) {
 			t.Errorf("a default that is not configured: %v", err)
 		}
@@ -75,7 +142,7 @@ func TestAProviderIsConfiguredDefaultedAndDeleted(t *testing.T) {
 
 func TestWhatIsNoKeyIsRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+	w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 	for name, c := range map[string]struct {
 		provider, key string
 		code          sandbox.Code
@@ -101,7 +168,7 @@ func TestWhatIsNoKeyIsRefused(t *testing.T) {
 }
 
 // only returns a user's only credential.
-func (w world) only(t testing.TB, userID string) credential.Credential {
+func (w credentialWorld) only(t testing.TB, userID string) credential.Credential {
 	t.Helper()
 	rows, err := w.store.Credentials().List(t.Context(), userID)
 	must(t, err)
@@ -143,7 +210,7 @@ func TestAKeyOpensWhereItWasSealedAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+			w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 			w.configure(t, "ada", "openai", secret)
 			row := w.only(t, "ada")
 			if strings.Contains(row.Sealed, base64.StdEncoding.EncodeToString([]byte(secret))) || strings.Contains(row.Sealed, secret) {
@@ -151,7 +218,7 @@ func TestAKeyOpensWhereItWasSealedAlone(t *testing.T) {
 			}
 			changed := c.change(row)
 			must(t, w.store.Credentials().Save(t.Context(), changed))
-			config, _, err := again(t, w.store, ring(t, c.key)).Config(t.Context(), changed.UserID)
+			config, _, err := anotherService(t, w.store, ring(t, c.key)).Config(t.Context(), changed.UserID)
 			if c.opens != strings.Contains(string(config), secret) || !c.opens && !sandbox.HasCode(err, sandbox.CodeProviderMissing) {
 				t.Errorf("%s, %v", config, err)
 			}
@@ -161,7 +228,7 @@ func TestAKeyOpensWhereItWasSealedAlone(t *testing.T) {
 
 func TestTheSameKeyIsSealedDifferentlyEachTime(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+	w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 	w.configure(t, "ada", "openai", secret)
 	one := w.only(t, "ada").Sealed
 	w.configure(t, "ada", "openai", secret)
@@ -179,7 +246,8 @@ type interrupted struct {
 var errInterrupted = errors.New("interrupted")
 
 func (i *interrupted) Reseal(ctx context.Context, was credential.Credential, sealed, keyID string, now time.Time) (bool, error) {
-	if i.left--; i.left < 0 {
+	i.left--
+	if i.left < 0 {
 		return false, errInterrupted
 	}
 	return i.Credentials.Reseal(ctx, was, sealed, keyID, now)
@@ -189,7 +257,7 @@ func (i *interrupted) Reseal(ctx context.Context, was credential.Credential, sea
 const many = 130
 
 // fill gives ada a key for each of many providers.
-func (w world) fill(t testing.TB, key string) {
+func (w credentialWorld) fill(t testing.TB, key string) {
 	t.Helper()
 	w.configure(t, "ada", "openai", key)
 	row := w.only(t, "ada")
@@ -203,12 +271,12 @@ func (w world) fill(t testing.TB, key string) {
 
 func TestADamagedRowDoesNotStopARotation(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+	w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 	w.fill(t, secret) // none of them opens: they were copied
 	w.configure(t, "bob", "openai", secret)
-	next := again(t, w.store, ring(t, 2, 1))
+	next := anotherService(t, w.store, ring(t, 2, 1))
 	must(t, next.Rotate(t.Context()))
-	if config, _ := again(t, w.store, ring(t, 2)).config(t, "bob"); !strings.Contains(config, secret) {
+	if config, _ := anotherService(t, w.store, ring(t, 2)).config(t, "bob"); !strings.Contains(config, secret) {
 		t.Errorf("%s", config)
 	}
 	if n := strings.Count(next.log.String(), "cannot be opened"); n != many {
@@ -219,7 +287,7 @@ func TestADamagedRowDoesNotStopARotation(t *testing.T) {
 func TestKeysAreRotatedWhateverInterruptsIt(t *testing.T) {
 	t.Parallel()
 	storetest.Each(t, server, func(t *testing.T, s *store.Store) {
-		w, ctx := newWorld(t, s, ring(t, 1)), t.Context()
+		w, ctx := newCredentialWorld(t, s, ring(t, 1)), t.Context()
 		providers := []string{"openai", "anthropic", "google", "groq", "mistral"}
 		for _, user := range []string{"ada", "bob"} {
 			for _, p := range providers {
@@ -232,23 +300,23 @@ func TestKeysAreRotatedWhateverInterruptsIt(t *testing.T) {
 			if err := credential.New(credential.Settings{Keys: ring(t, 2, 1)}, cut, s.Configs()).Rotate(ctx); !errors.Is(err, errInterrupted) {
 				t.Fatalf("after %d: %v", left, err)
 			}
-			if now, _ := again(t, s, ring(t, 2, 1)).config(t, "ada"); now != before {
+			if now, _ := anotherService(t, s, ring(t, 2, 1)).config(t, "ada"); now != before {
 				t.Fatalf("half way the config is %s", now)
 			}
 		}
-		if err := again(t, s, ring(t, 2)).Rotate(ctx); err == nil || !strings.Contains(err.Error(), ring(t, 1).KeyID()) {
+		if err := anotherService(t, s, ring(t, 2)).Rotate(ctx); err == nil || !strings.Contains(err.Error(), ring(t, 1).KeyID()) {
 			t.Errorf("without the former key: %v", err)
 		}
 		var group sync.WaitGroup
 		for range 4 {
 			group.Go(func() {
-				if err := again(t, s, ring(t, 2, 1)).Rotate(ctx); err != nil {
+				if err := anotherService(t, s, ring(t, 2, 1)).Rotate(ctx); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		group.Wait()
-		rotated := again(t, s, ring(t, 2))
+		rotated := anotherService(t, s, ring(t, 2))
 		must(t, rotated.Rotate(ctx))
 		now, changed := rotated.config(t, "ada")
 		if now != before || changed == hash {
@@ -259,7 +327,7 @@ func TestKeysAreRotatedWhateverInterruptsIt(t *testing.T) {
 		}
 		ended, stop := context.WithCancel(ctx)
 		stop()
-		if err := again(t, s, ring(t, 3, 2)).Rotate(ended); !errors.Is(err, context.Canceled) {
+		if err := anotherService(t, s, ring(t, 3, 2)).Rotate(ended); !errors.Is(err, context.Canceled) {
 			t.Errorf("a rotation goes on after its end: %v", err)
 		}
 	})
@@ -267,11 +335,11 @@ func TestKeysAreRotatedWhateverInterruptsIt(t *testing.T) {
 
 func TestWhoeverGivesANewKeyDuringARotationWins(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+	w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 	w.configure(t, "ada", "openai", "the old key")
 	racing := &racer{Credentials: w.store.Credentials(), meanwhile: func() { w.configure(t, "ada", "openai", secret) }}
 	must(t, credential.New(credential.Settings{Keys: ring(t, 2, 1)}, racing, w.store.Configs()).Rotate(t.Context()))
-	config, _ := again(t, w.store, ring(t, 2)).config(t, "ada")
+	config, _ := anotherService(t, w.store, ring(t, 2)).config(t, "ada")
 	if !strings.Contains(config, secret) {
 		t.Errorf("%s", config)
 	}
@@ -291,13 +359,13 @@ func (r *racer) Reseal(ctx context.Context, was credential.Credential, sealed, k
 
 func TestNoKeyIsLogged(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+	w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 	w.configure(t, "ada", "openai", secret)
 	w.config(t, "ada")
 	row := w.only(t, "ada")
 	row.ID, row.UserID = "moved", "bob"
 	must(t, w.store.Credentials().Save(t.Context(), row))
-	next := again(t, w.store, ring(t, 2, 1))
+	next := anotherService(t, w.store, ring(t, 2, 1))
 	must(t, next.Rotate(t.Context()))
 	_, _, err := next.Config(t.Context(), "bob")
 	for _, text := range []string{w.log.String(), next.log.String(), fmt.Sprintf("%v %+v", err, err)} {
@@ -313,7 +381,7 @@ func TestNoKeyIsLogged(t *testing.T) {
 func TestAConfigIsAllThatAUserSaved(t *testing.T) {
 	t.Parallel()
 	storetest.Each(t, server, func(t *testing.T, s *store.Store) {
-		w, ctx := newWorld(t, s, ring(t, 1)), t.Context()
+		w, ctx := newCredentialWorld(t, s, ring(t, 1)), t.Context()
 		if config, hash, err := w.Config(ctx, "ada"); config != nil || hash != "" || err != nil {
 			t.Errorf("nothing is %s, %q, %v", config, hash, err)
 		}
@@ -363,7 +431,7 @@ func TestAConfigIsAllThatAUserSaved(t *testing.T) {
 
 func TestSettingsThatNoSandboxTakesAreRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
+	w := newCredentialWorld(t, storetest.Open(t, storetest.FileURL(t)), ring(t, 1))
 	nested := func(n int) string { return strings.Repeat(`{"a":`, n-1) + "{}" + strings.Repeat("}", n-1) }
 	for name, c := range map[string]struct {
 		settings string
@@ -394,7 +462,7 @@ func TestSettingsThatNoSandboxTakesAreRefused(t *testing.T) {
 func TestFilesThatNoSandboxTakesAreRefused(t *testing.T) {
 	t.Parallel()
 	storetest.Each(t, server, func(t *testing.T, s *store.Store) {
-		w, ctx := newWorld(t, s, ring(t, 1)), t.Context()
+		w, ctx := newCredentialWorld(t, s, ring(t, 1)), t.Context()
 		for name, c := range map[string]struct {
 			file credential.File
 			code sandbox.Code
