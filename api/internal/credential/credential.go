@@ -37,7 +37,7 @@ type Credentials interface {
 	// Delete forgets one. Errors: ErrNotFound.
 	Delete(ctx context.Context, userID, providerID string) error
 	// SealedOtherwise returns at most limit credentials of all users that are not
-	// sealed with keyID, for a rotation.
+	// sealed with keyID, for a rotation, always in the same order.
 	SealedOtherwise(ctx context.Context, keyID string, limit int) ([]Credential, error)
 	// Reseal replaces what is sealed, unless it is no longer what was, which it
 	// tells.

@@ -19,6 +19,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/credential"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
@@ -40,10 +41,11 @@ type Settings struct {
 
 // Deps are what the API calls.
 type Deps struct {
-	Accounts  *account.Service
-	Tasks     *task.Service
-	Templates *task.Library
-	Webhooks  *webhook.Receiver
+	Accounts    *account.Service
+	Tasks       *task.Service
+	Templates   *task.Library
+	Webhooks    *webhook.Receiver
+	Credentials *credential.Service
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger

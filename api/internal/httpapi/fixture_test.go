@@ -12,11 +12,13 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/credential"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // server is the Postgres of all tests.
@@ -101,11 +103,23 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api, err := New(settings, Deps{Accounts: accounts, Templates: library, Webhooks: hooks, Ready: s.Ping, Log: log})
+	api, err := New(settings, Deps{
+		Accounts: accounts, Templates: library, Webhooks: hooks, Credentials: newCredentials(t, s, log), Ready: s.Ping, Log: log,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return world{api: api, store: s, clock: c}
+}
+
+// newCredentials makes the service of credentials, with a key of one byte.
+func newCredentials(t testing.TB, s *store.Store, log *slog.Logger) *credential.Service {
+	t.Helper()
+	keys, err := seal.NewKeyring([seal.KeySize]byte{1})
+	must(t, err)
+	catalogue, err := credential.NewCatalogue("", nil, log)
+	must(t, err)
+	return credential.New(credential.Settings{Keys: keys, Catalogue: catalogue, Log: log}, s.Credentials(), s.Configs())
 }
 
 // listen serves the API on a port of the loopback interface until the test ends.
