@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/config"
+	"github.com/agentpod/agentpod/shared/environ"
 )
 
 const usage = `gateway: self-hosted sandboxes with OpenCode
@@ -41,7 +42,7 @@ func main() {
 }
 
 // run is main with everything that it depends on handed in.
-func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer) int {
 	command := "serve"
 	if len(args) > 0 {
 		command = args[0]
@@ -61,7 +62,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		_, _ = fmt.Fprintf(stderr, "gateway: %s\n\n%s", strings.Join(args, " "), usage)
 		return exitUsage
 	}
-	cfg, err := config.Load(toMap(environ))
+	cfg, err := config.Load(environ.Map(variables))
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "gateway: the configuration is wrong:\n%s\n", err)
 		return exitUsage
@@ -76,16 +77,6 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		return exitFailed
 	}
 	return 0
-}
-
-func toMap(environ []string) map[string]string {
-	m := make(map[string]string, len(environ))
-	for _, line := range environ {
-		if k, v, ok := strings.Cut(line, "="); ok {
-			m[k] = v
-		}
-	}
-	return m
 }
 
 func version() string {
