@@ -69,7 +69,7 @@ func rules() []rule {
 		api + "provider":      nil,
 		api + "task":          {"provider"},
 		api + "sandboxes":     {"provider", "task"},
-		api + "config":        nil,
+		api + "config":        {"account", "provider"},
 	}
 	for _, folder := range slices.Sorted(maps.Keys(inside)) {
 		base := path.Dir(folder)

@@ -100,7 +100,10 @@ func named[T any](err error) []error {
 			continue
 		}
 		variable, _, _ := strings.Cut(field.Tag.Get("env"), ",")
-		out = append(out, fmt.Errorf("%s: %w, such as %s", variable, parse.Err, field.Tag.Get("envDefault")))
+		if example := field.Tag.Get("envDefault"); example != "" {
+			parse.Err = fmt.Errorf("%w, such as %s", parse.Err, example)
+		}
+		out = append(out, fmt.Errorf("%s: %w", variable, parse.Err))
 	}
 	return out
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/shared/daemon"
@@ -59,9 +60,10 @@ type world struct {
 
 // options change what a world is like.
 type options struct {
-	account func(*account.Settings)
-	api     func(*Settings)
-	log     io.Writer
+	account   func(*account.Settings)
+	api       func(*Settings)
+	providers []provider.Provider
+	log       io.Writer
 }
 
 func newWorld(t testing.TB, s *store.Store, o options) world {
@@ -86,7 +88,11 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if o.log != nil {
 		log = slog.New(slog.NewJSONHandler(o.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	api, err := New(settings, Deps{Accounts: accounts, Ready: s.Ping, Log: log})
+	providers, err := provider.New(provider.Settings{Now: c.Now}, o.providers, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := New(settings, Deps{Accounts: accounts, Providers: providers, Ready: s.Ping, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
