@@ -24,13 +24,14 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/workspace"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // world is what is around a gateway and outlives it: a store and an engine.
 type world struct {
 	t      *testing.T
 	store  *store.Directory
-	keys   *workspace.Keyring
+	keys   *seal.Keyring
 	engine *engine
 	logs   lockedBuffer
 }
@@ -45,7 +46,7 @@ func newWorld(t *testing.T) *world {
 	if w.store, err = store.OpenDirectory(filepath.Join(t.TempDir(), "store")); err != nil {
 		t.Fatal(err)
 	}
-	if w.keys, err = workspace.NewKeyring([workspace.KeySize]byte{1}); err != nil {
+	if w.keys, err = seal.NewKeyring([seal.KeySize]byte{1}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

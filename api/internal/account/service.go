@@ -328,6 +328,18 @@ func (s *Service) ServiceUser(ctx context.Context, token string) (User, error) {
 	return user, nil
 }
 
+// User returns a user. Errors: ErrNotFound.
+func (s *Service) User(ctx context.Context, id string) (User, error) {
+	if !plain(id) {
+		return User{}, ErrNotFound
+	}
+	user, err := s.repository.UserByID(ctx, id)
+	if err != nil {
+		return User{}, fmt.Errorf("reading a user: %w", err)
+	}
+	return user, nil
+}
+
 // SignOut ends the session of a token, if there is one.
 func (s *Service) SignOut(ctx context.Context, token string) error {
 	if err := s.repository.DeleteSession(ctx, hashToken(token)); err != nil {

@@ -26,6 +26,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/webhook"
 	"github.com/agentpod/agentpod/gateway/internal/workspace"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // serve wires the parts together and serves until ctx ends.
@@ -123,7 +124,7 @@ func openDataDir(cfg *config.Config, log *slog.Logger) (token string, err error)
 		return cfg.Token, nil
 	}
 	path := filepath.Join(cfg.DataDir, "gateway.token")
-	token, made, err := workspace.LoadOrMakeSecret(path, func() string { return rand.Text() + rand.Text() })
+	token, made, err := seal.LoadOrMakeSecret(path, func() string { return rand.Text() + rand.Text() })
 	if err != nil {
 		return "", err
 	}
@@ -138,7 +139,7 @@ var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 // installation is what tells this gateway's containers from those of others.
 func installation(dataDir string) (string, error) {
 	path := filepath.Join(dataDir, "installation")
-	id, _, err := workspace.LoadOrMakeSecret(path, func() string { return strings.ToLower(rand.Text()[:8]) })
+	id, _, err := seal.LoadOrMakeSecret(path, func() string { return strings.ToLower(rand.Text()[:8]) })
 	if err != nil {
 		return "", err
 	}

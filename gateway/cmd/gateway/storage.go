@@ -15,6 +15,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/config"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/gateway/internal/workspace"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 const (
@@ -38,7 +39,7 @@ type objects interface {
 // storage is all that the gateway keeps things with.
 type storage struct {
 	store   store.Store // tries again what failed
-	keyring *workspace.Keyring
+	keyring *seal.Keyring
 	records *workspace.Records
 
 	name  string // of the store, for people
@@ -103,30 +104,30 @@ func lockDataDir(dir string) (*os.File, error) {
 	return lock, nil
 }
 
-func newKeyring(cfg config.Config, log *slog.Logger) (*workspace.Keyring, error) {
+func newKeyring(cfg config.Config, log *slog.Logger) (*seal.Keyring, error) {
 	current, err := sealingKey(cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	former := make([][workspace.KeySize]byte, len(cfg.SealingKeysFormer))
+	former := make([][seal.KeySize]byte, len(cfg.SealingKeysFormer))
 	for i, text := range cfg.SealingKeysFormer {
-		if former[i], err = workspace.ParseKey(text); err != nil {
+		if former[i], err = seal.ParseKey(text); err != nil {
 			return nil, fmt.Errorf("SEALING_KEYS_FORMER, number %d: %w", i+1, err)
 		}
 	}
-	return workspace.NewKeyring(current, former...)
+	return seal.NewKeyring(current, former...)
 }
 
-func sealingKey(cfg config.Config, log *slog.Logger) ([workspace.KeySize]byte, error) {
+func sealingKey(cfg config.Config, log *slog.Logger) ([seal.KeySize]byte, error) {
 	if cfg.SealingKey != "" {
-		key, err := workspace.ParseKey(cfg.SealingKey)
+		key, err := seal.ParseKey(cfg.SealingKey)
 		if err != nil {
 			return key, fmt.Errorf("SEALING_KEY: %w", err)
 		}
 		return key, nil
 	}
 	path := filepath.Join(cfg.DataDir, "sealing.key")
-	key, made, err := workspace.LoadOrMakeKey(path)
+	key, made, err := seal.LoadOrMakeKey(path)
 	if err != nil {
 		return key, err
 	}
@@ -195,7 +196,7 @@ func (s *storage) acquire(ctx context.Context, holder string) error {
 // checkKey compares the sealing key with the store's, and changes the store's if
 // that was asked for.
 func (s *storage) checkKey(ctx context.Context) error {
-	report, err := s.keyring.CheckKey(ctx, s.store)
+	report, err := workspace.CheckKey(ctx, s.keyring, s.store)
 	if err != nil {
 		return fmt.Errorf("the store in %s: %w", s.name, err)
 	}

@@ -30,8 +30,8 @@ func ParseConfig(raw json.RawMessage) (Config, error) {
 	if len(raw) == 0 || bytes.Equal(raw, []byte("null")) {
 		return c, nil
 	}
-	if tooDeep(raw) {
-		return c, sandbox.Errorf(sandbox.CodeInvalidRequest, "config is nested more than %d deep", maxDepth)
+	if err := sandbox.CheckDepth("config", raw); err != nil {
+		return c, err
 	}
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(raw, &fields); err != nil {
@@ -60,31 +60,6 @@ func ParseConfig(raw json.RawMessage) (Config, error) {
 		}
 	}
 	return c, nil
-}
-
-// maxDepth bounds the nesting of a config: what is decoded and encoded again
-// can cost its depth times its size.
-const maxDepth = 64
-
-func tooDeep(raw []byte) bool {
-	depth, quoted := 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			depth++
-			if depth > maxDepth {
-				return true
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return false
 }
 
 func absent(raw json.RawMessage) bool {

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/agentpod/agentpod/gateway/internal/store"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 const (
@@ -48,17 +49,17 @@ type KeyReport struct {
 // and is then finished by the next call. A key that does not fit is an error,
 // and nothing was changed; it names the key that is wanted by its id. One process
 // at a time may call it.
-func (k *Keyring) CheckKey(ctx context.Context, s store.Store) (KeyReport, error) {
-	found, condition, err := k.fingerprint(ctx, s)
+func CheckKey(ctx context.Context, k *seal.Keyring, s store.Store) (KeyReport, error) {
+	found, condition, err := readFingerprint(ctx, k, s)
 	if err != nil {
 		return KeyReport{}, err
 	}
-	if !k.has(found.KeyID) {
+	if !k.Has(found.KeyID) {
 		return KeyReport{}, fmt.Errorf("the store is sealed with key %s and SEALING_KEY is %s: set SEALING_KEY to the key with the id %[1]s, "+
 			"or add that one to SEALING_KEYS_FORMER if the key is to be changed", found.KeyID, k.KeyID())
 	}
 	for _, id := range found.Rotating {
-		if !k.has(id) {
+		if !k.Has(id) {
 			return KeyReport{}, fmt.Errorf("the change of SEALING_KEY to %s was not finished, so records are sealed with key %s: add the key with the id %[2]s to SEALING_KEYS_FORMER", found.KeyID, id)
 		}
 	}
@@ -66,13 +67,13 @@ func (k *Keyring) CheckKey(ctx context.Context, s store.Store) (KeyReport, error
 		if condition.IfAbsent {
 			_, err = writeFingerprint(ctx, s, found, condition)
 		}
-		return KeyReport{Missing: k.missing(found.Former)}, err
+		return KeyReport{Missing: missing(k, found.Former)}, err
 	}
-	return k.rotate(ctx, s, found, condition)
+	return rotate(ctx, k, s, found, condition)
 }
 
 // rotate seals every record with the current key.
-func (k *Keyring) rotate(ctx context.Context, s store.Store, found fingerprint, condition store.PutOptions) (KeyReport, error) {
+func rotate(ctx context.Context, k *seal.Keyring, s store.Store, found fingerprint, condition store.PutOptions) (KeyReport, error) {
 	// From now on the old key alone will not do.
 	begun := fingerprint{
 		KeyID:    k.KeyID(),
@@ -83,7 +84,7 @@ func (k *Keyring) rotate(ctx context.Context, s store.Store, found fingerprint, 
 	if err != nil {
 		return KeyReport{}, err
 	}
-	resealed, err := k.reseal(ctx, s)
+	resealed, err := reseal(ctx, k, s)
 	if err != nil {
 		return KeyReport{}, fmt.Errorf("sealing the records with SEALING_KEY %s, which the next start goes on with: %w", k.KeyID(), err)
 	}
@@ -91,7 +92,7 @@ func (k *Keyring) rotate(ctx context.Context, s store.Store, found fingerprint, 
 	if _, err := writeFingerprint(ctx, s, ended, store.PutOptions{IfMatch: etag}); err != nil {
 		return KeyReport{}, err
 	}
-	return KeyReport{Resealed: resealed, Missing: k.missing(ended.Former)}, nil
+	return KeyReport{Resealed: resealed, Missing: missing(k, ended.Former)}, nil
 }
 
 // union returns what is in the lists, each once, and without one of them.
@@ -105,17 +106,17 @@ func union(without string, lists ...[]string) []string {
 	return all
 }
 
-func (k *Keyring) missing(ids []string) []string {
-	return slices.DeleteFunc(slices.Clone(ids), k.has)
+func missing(k *seal.Keyring, ids []string) []string {
+	return slices.DeleteFunc(slices.Clone(ids), k.Has)
 }
 
-// fingerprint returns the store's fingerprint, or that of the current key if it
+// readFingerprint returns the store's fingerprint, or that of the current key if it
 // has none, and the condition for replacing it.
-func (k *Keyring) fingerprint(ctx context.Context, s store.Store) (fingerprint, store.PutOptions, error) {
+func readFingerprint(ctx context.Context, k *seal.Keyring, s store.Store) (fingerprint, store.PutOptions, error) {
 	raw, info, err := read(ctx, s, fingerprintKey, fingerprintLimit)
 	if errors.Is(err, store.ErrNotFound) {
 		// If it was lost, the records say what to expect.
-		others, err := k.recordKeys(ctx, s)
+		others, err := recordKeys(ctx, k, s)
 		return fingerprint{KeyID: k.KeyID(), Former: []string{}, Rotating: others}, store.PutOptions{IfAbsent: true}, err
 	}
 	if err != nil {
@@ -134,7 +135,7 @@ func (k *Keyring) fingerprint(ctx context.Context, s store.Store) (fingerprint, 
 	return found, store.PutOptions{IfMatch: info.ETag}, nil
 }
 
-// isKeyID tells whether a text can be one: see newSealingKey.
+// isKeyID tells whether a text can be one: see package seal.
 func isKeyID(id string) bool { return len(id) == 16 && strings.Trim(id, "0123456789abcdef") == "" }
 
 func writeFingerprint(ctx context.Context, s store.Store, f fingerprint, condition store.PutOptions) (store.ETag, error) {
@@ -152,7 +153,7 @@ func writeFingerprint(ctx context.Context, s store.Store, f fingerprint, conditi
 
 // recordKeys returns the ids of the keys besides the current one that records
 // say they are sealed with.
-func (k *Keyring) recordKeys(ctx context.Context, s store.Store) ([]string, error) {
+func recordKeys(ctx context.Context, k *seal.Keyring, s store.Store) ([]string, error) {
 	var mu sync.Mutex
 	var ids []string
 	err := eachRecord(ctx, s, func(id string, raw []byte, _ store.Info, err error) error {
@@ -175,7 +176,7 @@ func (k *Keyring) recordKeys(ctx context.Context, s store.Store) ([]string, erro
 
 // reseal seals every record with the current key, and returns how many were not.
 // One that is damaged stays as it is.
-func (k *Keyring) reseal(ctx context.Context, s store.Store) (int, error) {
+func reseal(ctx context.Context, k *seal.Keyring, s store.Store) (int, error) {
 	var resealed atomic.Int64
 	err := eachRecord(ctx, s, func(id string, raw []byte, info store.Info, err error) error {
 		if errors.Is(err, errTooLarge) {
@@ -184,7 +185,7 @@ func (k *Keyring) reseal(ctx context.Context, s store.Store) (int, error) {
 		if err != nil {
 			return err // it may be whole
 		}
-		changed, err := k.resealed(id, raw)
+		changed, err := sealedAgain(k, id, raw)
 		if err != nil || changed == nil {
 			return err
 		}
@@ -199,14 +200,14 @@ func (k *Keyring) reseal(ctx context.Context, s store.Store) (int, error) {
 	return int(resealed.Load()), err
 }
 
-// resealed returns a record sealed with the current key, or nil if it is, or if
+// sealedAgain returns a record sealed with the current key, or nil if it is, or if
 // it is damaged.
-func (k *Keyring) resealed(id string, raw []byte) ([]byte, error) {
+func sealedAgain(k *seal.Keyring, id string, raw []byte) ([]byte, error) {
 	doc, bound, err := parse(id, raw)
 	if err != nil {
 		return nil, nil //nolint:nilerr // as documented
 	}
-	secrets, by, err := k.open(doc.Sealed, bound)
+	secrets, by, err := k.OpenBy(doc.Sealed, bound)
 	if err != nil || by == k.KeyID() && doc.KeyID == k.KeyID() {
 		return nil, nil //nolint:nilerr // as documented
 	}

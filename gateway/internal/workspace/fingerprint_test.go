@@ -11,12 +11,13 @@ import (
 
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // sealedWith makes a store that was begun with a key, with records.
 func sealedWith(t *testing.T, s store.Store, key byte, ids ...string) {
 	t.Helper()
-	if _, err := ring(t, key).CheckKey(t.Context(), s); err != nil {
+	if _, err := CheckKey(t.Context(), ring(t, key), s); err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range ids {
@@ -28,7 +29,7 @@ func sealedWith(t *testing.T, s store.Store, key byte, ids ...string) {
 // records are whole.
 func mustOpen(t *testing.T, s store.Store, key byte, ids ...string) {
 	t.Helper()
-	if _, err := ring(t, key).CheckKey(t.Context(), s); err != nil {
+	if _, err := CheckKey(t.Context(), ring(t, key), s); err != nil {
 		t.Fatal(err)
 	}
 	listing := mustList(t, NewRecords(s, ring(t, key)))
@@ -44,10 +45,10 @@ func mustOpen(t *testing.T, s store.Store, key byte, ids ...string) {
 
 // mustRefuse checks that a store is not opened with a keyring, and that the
 // sentence says what to do and gives no key away.
-func mustRefuse(t *testing.T, s store.Store, keys *Keyring, wants byte, secrets ...byte) {
+func mustRefuse(t *testing.T, s store.Store, keys *seal.Keyring, wants byte, secrets ...byte) {
 	t.Helper()
 	before := get(t, s, fingerprintKey)
-	_, err := keys.CheckKey(t.Context(), s)
+	_, err := CheckKey(t.Context(), keys, s)
 	if err == nil || !strings.Contains(err.Error(), "SEALING_KEY") || !strings.Contains(err.Error(), ring(t, wants).KeyID()) {
 		t.Fatalf("%v", err)
 	}
@@ -76,7 +77,7 @@ func TestACheckOfAKeyThatFitsWritesNothing(t *testing.T) {
 	faults := storetest.NewFaults(directory(t, t.TempDir()))
 	sealedWith(t, faults, 1, "a")
 	before := faults.Calls()
-	if _, err := ring(t, 1, 2).CheckKey(t.Context(), faults); err != nil || faults.Calls() != before+1 {
+	if _, err := CheckKey(t.Context(), ring(t, 1, 2), faults); err != nil || faults.Calls() != before+1 {
 		t.Errorf("%v, %v", faults.Log()[before:], err)
 	}
 }
@@ -84,20 +85,20 @@ func TestACheckOfAKeyThatFitsWritesNothing(t *testing.T) {
 func TestAKeyIsChanged(t *testing.T) {
 	onEveryStore(t, func(t *testing.T, s store.Store) {
 		sealedWith(t, s, 1, "a", "b")
-		report, err := ring(t, 2, 1).CheckKey(t.Context(), s)
+		report, err := CheckKey(t.Context(), ring(t, 2, 1), s)
 		if diff := cmp.Diff(KeyReport{Resealed: 2, Missing: []string{}}, report); err != nil || diff != "" {
 			t.Fatal(err, diff)
 		}
 		mustOpen(t, s, 2, "a", "b")
 		mustRefuse(t, s, ring(t, 1), 2, 1, 2)
 		// What is not a record is sealed with the former key still.
-		report, err = ring(t, 2).CheckKey(t.Context(), s)
+		report, err = CheckKey(t.Context(), ring(t, 2), s)
 		if diff := cmp.Diff(KeyReport{Missing: []string{ring(t, 1).KeyID()}}, report); err != nil || diff != "" {
 			t.Error(err, diff)
 		}
 		// And on, and back again.
-		for _, step := range []*Keyring{ring(t, 3, 2, 1), ring(t, 1, 3)} {
-			if report, err := step.CheckKey(t.Context(), s); err != nil || report.Resealed != 2 {
+		for _, step := range []*seal.Keyring{ring(t, 3, 2, 1), ring(t, 1, 3)} {
+			if report, err := CheckKey(t.Context(), step, s); err != nil || report.Resealed != 2 {
 				t.Fatalf("%+v, %v", report, err)
 			}
 		}
@@ -121,7 +122,7 @@ func TestAChangeOfTheKeyLeavesDamagedRecordsAsTheyAre(t *testing.T) {
 	for id, content := range damaged {
 		put(t, s, recordKey(id), content)
 	}
-	if report, err := ring(t, 2, 1).CheckKey(t.Context(), s); err != nil || report.Resealed != 1 {
+	if report, err := CheckKey(t.Context(), ring(t, 2, 1), s); err != nil || report.Resealed != 1 {
 		t.Fatalf("%+v, %v", report, err)
 	}
 	listing := mustList(t, NewRecords(s, ring(t, 2)))
@@ -145,12 +146,12 @@ func TestALostFingerprintIsMadeAgainFromTheRecords(t *testing.T) {
 		}
 	}
 	lose()
-	if _, err := ring(t, 2).CheckKey(t.Context(), s); err == nil || !strings.Contains(err.Error(), ring(t, 1).KeyID()) {
+	if _, err := CheckKey(t.Context(), ring(t, 2), s); err == nil || !strings.Contains(err.Error(), ring(t, 1).KeyID()) {
 		t.Errorf("with another key: %v", err)
 	}
 	mustOpen(t, s, 1, "a")
 	lose()
-	if report, err := ring(t, 2, 1).CheckKey(t.Context(), s); err != nil || report.Resealed != 1 {
+	if report, err := CheckKey(t.Context(), ring(t, 2, 1), s); err != nil || report.Resealed != 1 {
 		t.Errorf("%+v, %v", report, err)
 	}
 	mustOpen(t, s, 2, "a")
@@ -161,7 +162,7 @@ func TestADamagedFingerprintIsNotReplaced(t *testing.T) {
 	for _, content := range []string{"", "{", "null", `{"keyId":"x"}`, `{"keyId":"` + strings.Repeat("0", 16) + `","former":["\n"]}`, strings.Repeat(" ", fingerprintLimit+1)} {
 		s := directory(t, t.TempDir())
 		put(t, s, fingerprintKey, []byte(content))
-		if _, err := ring(t, 1).CheckKey(t.Context(), s); err == nil || !strings.Contains(err.Error(), fingerprintKey) {
+		if _, err := CheckKey(t.Context(), ring(t, 1), s); err == nil || !strings.Contains(err.Error(), fingerprintKey) {
 			t.Errorf("%.40q: %v", content, err)
 		}
 		if got := string(get(t, s, fingerprintKey)); got != content {
@@ -179,7 +180,7 @@ func TestAChangeOfTheKeyThatIsInterruptedAnywhereIsFinishedByTheNextStart(t *tes
 		return d, storetest.NewFaults(d)
 	}
 	_, whole := begin(t)
-	if _, err := ring(t, 2, 1).CheckKey(t.Context(), whole); err != nil {
+	if _, err := CheckKey(t.Context(), ring(t, 2, 1), whole); err != nil {
 		t.Fatal(err)
 	}
 	points := 0
@@ -190,16 +191,16 @@ func TestAChangeOfTheKeyThatIsInterruptedAnywhereIsFinishedByTheNextStart(t *tes
 				t.Parallel()
 				d, faults := begin(t)
 				faults.Fail(call, fault)
-				_, failed := ring(t, 2, 1).CheckKey(t.Context(), faults)
+				_, failed := CheckKey(t.Context(), ring(t, 2, 1), faults)
 				// Either key alone opens the store whole, or is refused with a sentence.
 				for _, key := range []byte{1, 2} {
-					if _, err := ring(t, key).CheckKey(t.Context(), d); err == nil {
+					if _, err := CheckKey(t.Context(), ring(t, key), d); err == nil {
 						mustOpen(t, d, key, ids...)
 					} else if !strings.Contains(err.Error(), "SEALING_KEY") {
 						t.Error(err)
 					}
 				}
-				if _, err := ring(t, 2, 1).CheckKey(t.Context(), d); err != nil {
+				if _, err := CheckKey(t.Context(), ring(t, 2, 1), d); err != nil {
 					t.Fatalf("after %v: %v", failed, err)
 				}
 				mustOpen(t, d, 2, ids...)
@@ -214,7 +215,7 @@ func TestAChangeOfTheKeyThatIsInterruptedCanEndWithAnyKey(t *testing.T) {
 	t.Parallel()
 	ids := []string{"a", "b", "c", "d"}
 	for name, c := range map[string]struct {
-		keys *Keyring
+		keys *seal.Keyring
 		ends byte
 	}{
 		"the old one":   {ring(t, 1, 2), 1},
@@ -227,13 +228,13 @@ func TestAChangeOfTheKeyThatIsInterruptedCanEndWithAnyKey(t *testing.T) {
 			faults := storetest.NewFaults(d)
 			const middle = 8 // the fingerprint, its change, the listing, and then pairs of a read and a write
 			faults.Fail(middle, storetest.DownAfter)
-			if _, err := ring(t, 2, 1).CheckKey(t.Context(), faults); err == nil {
+			if _, err := CheckKey(t.Context(), ring(t, 2, 1), faults); err == nil {
 				t.Fatal("it was not interrupted")
 			}
 			mustRefuse(t, d, ring(t, 1), 2)
 			mustRefuse(t, d, ring(t, 2), 1)
 			mustRefuse(t, d, ring(t, 3, 2), 1)
-			if _, err := c.keys.CheckKey(t.Context(), d); err != nil {
+			if _, err := CheckKey(t.Context(), c.keys, d); err != nil {
 				t.Fatal(err)
 			}
 			mustOpen(t, d, c.ends, ids...)

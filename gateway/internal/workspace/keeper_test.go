@@ -28,6 +28,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // wipe empties a box's home but for the workspace's folder.
@@ -259,7 +260,7 @@ func TestAnObjectOfAnotherSandboxIsRefused(t *testing.T) {
 		}
 		put(t, s, "sandboxes/box/record.json", get(t, s, "sandboxes/other/record.json"))
 		listing := mustList(t, records)
-		if len(listing.Stored) != 1 || listing.Stored[0].Record.SandboxID != "other" || !errors.Is(listing.Unreadable["box"], ErrSeal) {
+		if len(listing.Stored) != 1 || listing.Stored[0].Record.SandboxID != "other" || !errors.Is(listing.Unreadable["box"], seal.ErrSeal) {
 			t.Errorf("the listing is %+v", listing)
 		}
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 const (
@@ -59,7 +60,7 @@ type document struct {
 // may use a store, and seeing to that is the caller's work (store.Acquire).
 type Records struct {
 	store store.Store
-	keys  *Keyring
+	keys  *seal.Keyring
 
 	mu    sync.Mutex
 	tried []attempt // oldest first
@@ -73,9 +74,9 @@ type attempt struct {
 	sum [sha256.Size]byte
 }
 
-// NewRecords makes Records in a store, sealed with the keyring's keys. The
-// keyring's CheckKey is to be called before, for it makes sure that they fit.
-func NewRecords(s store.Store, keys *Keyring) *Records {
+// NewRecords makes Records in a store, sealed with the keyring's keys. CheckKey
+// is to be called before, for it makes sure that they fit.
+func NewRecords(s store.Store, keys *seal.Keyring) *Records {
 	return &Records{store: s, keys: keys}
 }
 
@@ -157,7 +158,7 @@ func (r *Records) decode(id string, raw []byte) (lifecycle.Record, error) {
 		return rec, errors.New("decoding a record's secrets failed")
 	}
 	if rec.SandboxID != id {
-		return rec, ErrSeal
+		return rec, seal.ErrSeal
 	}
 	return rec, nil
 }

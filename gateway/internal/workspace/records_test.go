@@ -18,6 +18,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // onEveryStore runs a test on a directory and on an S3 server.
@@ -49,14 +50,14 @@ func directory(t *testing.T, path string) *store.Directory {
 }
 
 // ring is a keyring of keys that are all one byte.
-func ring(t *testing.T, current byte, former ...byte) *Keyring {
+func ring(t *testing.T, current byte, former ...byte) *seal.Keyring {
 	t.Helper()
-	fill := func(b byte) [KeySize]byte { return [KeySize]byte(bytes.Repeat([]byte{b}, KeySize)) }
-	var before [][KeySize]byte
+	fill := func(b byte) [seal.KeySize]byte { return [seal.KeySize]byte(bytes.Repeat([]byte{b}, seal.KeySize)) }
+	var before [][seal.KeySize]byte
 	for _, b := range former {
 		before = append(before, fill(b))
 	}
-	k, err := NewKeyring(fill(current), before...)
+	k, err := seal.NewKeyring(fill(current), before...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,13 @@
-package workspace
+// Package seal keeps secrets: it encrypts and authenticates what is stored,
+// together with the place that it is stored at, with keys that can be changed,
+// and keeps the keys themselves in files.
+package seal
 
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -26,6 +31,7 @@ type Keyring struct {
 
 type sealingKey struct {
 	aead cipher.AEAD
+	mac  []byte // a key of its own, derived
 	id   string
 }
 
@@ -38,7 +44,7 @@ func NewKeyring(current [KeySize]byte, former ...[KeySize]byte) (*Keyring, error
 		if err != nil {
 			return nil, err
 		}
-		if !k.has(made.id) {
+		if !k.Has(made.id) {
 			k.keys = append(k.keys, made)
 		}
 	}
@@ -54,14 +60,19 @@ func newSealingKey(key [KeySize]byte) (sealingKey, error) {
 	if err != nil {
 		return sealingKey{}, fmt.Errorf("making the cipher: %w", err)
 	}
+	mac, err := hkdf.Expand(sha256.New, key[:], "agentpod sums", KeySize)
+	if err != nil {
+		return sealingKey{}, fmt.Errorf("deriving a key: %w", err)
+	}
 	fingerprint := sha256.Sum256(append([]byte("agentpod sealing key\x00"), key[:]...))
-	return sealingKey{aead: aead, id: hex.EncodeToString(fingerprint[:8])}, nil
+	return sealingKey{aead: aead, mac: mac, id: hex.EncodeToString(fingerprint[:8])}, nil
 }
 
 // KeyID names the key that Seal uses without giving it away.
 func (k *Keyring) KeyID() string { return k.keys[0].id }
 
-func (k *Keyring) has(id string) bool {
+// Has tells whether the key of that id is in the ring.
+func (k *Keyring) Has(id string) bool {
 	return slices.ContainsFunc(k.keys, func(key sealingKey) bool { return key.id == id })
 }
 
@@ -72,16 +83,24 @@ func (k *Keyring) Seal(plain, context []byte) []byte {
 
 // Open is the inverse of Seal, with any of the keys; its error is ErrSeal.
 func (k *Keyring) Open(sealed, context []byte) ([]byte, error) {
-	plain, _, err := k.open(sealed, context)
+	plain, _, err := k.OpenBy(sealed, context)
 	return plain, err
 }
 
-// open is Open, and says which key it was.
-func (k *Keyring) open(sealed, context []byte) (plain []byte, id string, err error) {
+// OpenBy is Open, and says which key it was.
+func (k *Keyring) OpenBy(sealed, context []byte) (plain []byte, id string, err error) {
 	for _, key := range k.keys {
 		if plain, err := key.aead.Open(nil, nil, sealed, context); err == nil {
 			return plain, key.id, nil
 		}
 	}
 	return nil, "", ErrSeal
+}
+
+// Sum is a hash of what must not be guessed from it. It changes with the key
+// that seals.
+func (k *Keyring) Sum(plain []byte) string {
+	m := hmac.New(sha256.New, k.keys[0].mac)
+	_, _ = m.Write(plain) // never fails
+	return hex.EncodeToString(m.Sum(nil))
 }

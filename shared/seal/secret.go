@@ -1,4 +1,4 @@
-package workspace
+package seal
 
 import (
 	"crypto/rand"

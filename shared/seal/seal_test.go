@@ -1,6 +1,7 @@
-package workspace
+package seal
 
 import (
+	"bytes"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,47 @@ func TestAKeyringOpensWhatAnyOfItsKeysSealed(t *testing.T) {
 	}
 	if keys := ring(t, 1, 1, 2, 2).keys; len(keys) != 2 {
 		t.Errorf("%d keys", len(keys))
+	}
+}
+
+// ring is a keyring of keys that are all one byte.
+func ring(t *testing.T, current byte, former ...byte) *Keyring {
+	t.Helper()
+	fill := func(b byte) [KeySize]byte { return [KeySize]byte(bytes.Repeat([]byte{b}, KeySize)) }
+	var before [][KeySize]byte
+	for _, b := range former {
+		before = append(before, fill(b))
+	}
+	k, err := NewKeyring(fill(current), before...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func TestAFlippedBitDoesNotOpen(t *testing.T) {
+	t.Parallel()
+	keys, place := ring(t, 1), []byte("here")
+	sealed := keys.Seal([]byte("secret"), place)
+	for i := range sealed {
+		changed := bytes.Clone(sealed)
+		changed[i] ^= 1
+		if _, err := keys.Open(changed, place); !errors.Is(err, ErrSeal) {
+			t.Fatalf("byte %d: %v", i, err)
+		}
+	}
+	for i := range sealed {
+		if _, err := keys.Open(sealed[:i], place); !errors.Is(err, ErrSeal) {
+			t.Fatalf("%d bytes: %v", i, err)
+		}
+	}
+}
+
+func TestASumIsOfWhatAndOfTheKey(t *testing.T) {
+	t.Parallel()
+	one := ring(t, 1).Sum([]byte("x"))
+	if one != ring(t, 1, 2).Sum([]byte("x")) || one == ring(t, 2, 1).Sum([]byte("x")) || one == ring(t, 1).Sum([]byte("y")) {
+		t.Error("a sum is not of the key and what is summed alone")
 	}
 }
 
