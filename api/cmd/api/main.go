@@ -8,12 +8,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/agentpod/agentpod/api/internal/config"
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/environ"
 )
 
@@ -59,7 +59,7 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 	case "migrate":
 		does = migrate
 	case "version", "--version", "-version":
-		_, _ = fmt.Fprintln(stdout, "api", version())
+		_, _ = fmt.Fprintln(stdout, "api", daemon.Version())
 		return 0
 	case "help", "--help", "-help", "-h":
 		_, _ = fmt.Fprint(stdout, usage)
@@ -78,18 +78,4 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 		return exitFailed
 	}
 	return 0
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "(unknown build)"
-	}
-	version, revision := info.Main.Version, ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = " " + s.Value
-		}
-	}
-	return version + revision + " " + info.GoVersion
 }

@@ -80,7 +80,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 // background; that ends after the last request did.
 func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps) error {
 	api, err := httpapi.New(httpapi.Settings{
-		Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts), Origins: cfg.Origins, Secure: cfg.Secure, Proxies: cfg.Proxies, Version: version(),
+		Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts), Origins: cfg.Origins, Secure: cfg.Secure, Proxies: cfg.Proxies, Version: daemon.Version(),
 	}, deps)
 	if err != nil {
 		return fmt.Errorf("the routes: %w", err)

@@ -8,12 +8,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/config"
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/environ"
 )
 
@@ -53,7 +53,7 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 	switch command {
 	case "serve", "network":
 	case "version", "--version", "-version":
-		_, _ = fmt.Fprintln(stdout, version())
+		_, _ = fmt.Fprintln(stdout, "gateway", daemon.Version())
 		return 0
 	case "help", "--help", "-help", "-h":
 		_, _ = fmt.Fprint(stdout, usage)
@@ -77,20 +77,6 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 		return exitFailed
 	}
 	return 0
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "gateway (unknown build)"
-	}
-	version, revision := info.Main.Version, ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = " " + s.Value
-		}
-	}
-	return "gateway " + version + revision + " " + info.GoVersion
 }
 
 // closing bounds each step of the shutdown that follows the drain.
