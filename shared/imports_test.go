@@ -70,7 +70,7 @@ func rules() []rule {
 		api + "task":          {"provider"},
 		api + "sandboxes":     {"provider", "task"},
 		api + "webhook":       {"task"},
-		api + "config":        nil,
+		api + "config":        {"account", "provider"},
 	}
 	for _, folder := range slices.Sorted(maps.Keys(inside)) {
 		base := path.Dir(folder)

@@ -19,6 +19,7 @@ const (
 	CodeInvalidPath      Code = "invalid_path"
 	CodeInvalidGitURL    Code = "invalid_git_url"
 	CodeUnauthorized     Code = "unauthorized"
+	CodeForbidden        Code = "forbidden"
 	CodeForbiddenHost    Code = "forbidden_host"
 	CodeForbiddenOrigin  Code = "forbidden_origin"
 	CodeRouteNotFound    Code = "route_not_found"
@@ -80,6 +81,7 @@ var statuses = map[Code]int{
 	CodeInvalidPath:      http.StatusBadRequest,
 	CodeInvalidGitURL:    http.StatusBadRequest,
 	CodeUnauthorized:     http.StatusUnauthorized,
+	CodeForbidden:        http.StatusForbidden,
 	CodeForbiddenHost:    http.StatusForbidden,
 	CodeForbiddenOrigin:  http.StatusForbidden,
 	CodeRouteNotFound:    http.StatusNotFound,

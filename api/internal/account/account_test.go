@@ -50,7 +50,7 @@ func TestPasswordsAreCountedAsTheLoginClientDoes(t *testing.T) {
 		"1234567": ErrPasswordTooShort, "12345678": nil, "😀😀😀😀": nil, "😀😀😀x": ErrPasswordTooShort, "éééééééé": nil,
 		strings.Repeat("x", 128): nil, strings.Repeat("x", 129): ErrPasswordTooLong, strings.Repeat("😀", 65): ErrPasswordTooLong,
 	} {
-		if err := checkPassword(password); !errors.Is(err, want) {
+		if err := CheckPassword(password); !errors.Is(err, want) {
 			t.Errorf("%q: %v, want %v", password, err, want)
 		}
 	}

@@ -28,8 +28,9 @@ const (
 	hashBytes   = 32
 )
 
-// checkPassword says whether a new password may be one.
-func checkPassword(password string) error {
+// CheckPassword says whether a new password may be one. Errors:
+// ErrPasswordTooShort, ErrPasswordTooLong.
+func CheckPassword(password string) error {
 	switch n := len(utf16.Encode([]rune(password))); {
 	case n < MinPassword:
 		return ErrPasswordTooShort

@@ -195,7 +195,7 @@ func (s *Service) checkNew(req SignUp) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	if err := checkPassword(req.Password); err != nil {
+	if err := CheckPassword(req.Password); err != nil {
 		return User{}, err
 	}
 	now := s.now()

@@ -17,9 +17,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
+	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
@@ -46,6 +48,10 @@ type Deps struct {
 	Templates   *task.Library
 	Webhooks    *webhook.Receiver
 	Credentials *credential.Service
+	Providers   *provider.Registry
+	// Metrics is where the figures are kept that /metrics shows; nil for a
+	// registry of the API's own.
+	Metrics *prometheus.Registry
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger
@@ -57,6 +63,7 @@ type API struct {
 	settings Settings
 	origins  map[string]bool
 	crossing *http.CrossOriginProtection
+	figures  *figures
 	echo     *echo.Echo
 }
 
@@ -68,6 +75,10 @@ func New(settings Settings, deps Deps) (*API, error) {
 			return nil, fmt.Errorf("reading the frontends' origins: %w", err)
 		}
 		a.origins[origin] = true
+	}
+	var err error
+	if a.figures, err = newFigures(deps.Metrics, deps.Providers); err != nil {
+		return nil, err
 	}
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
@@ -99,6 +110,7 @@ func (a *API) routes(e *echo.Echo) {
 	e.GET("/health", a.health)
 	e.HEAD("/health", a.health)
 	e.GET("/readyz", a.ready)
+	e.GET("/metrics", a.metrics)
 	e.GET(authRoot+"ok", a.authOK)
 	e.POST(authRoot+"sign-up/email", a.signUp)
 	e.POST(authRoot+"sign-in/email", a.signIn)
@@ -107,6 +119,7 @@ func (a *API) routes(e *echo.Echo) {
 	agents := e.Group("/api/v2/agents")
 	a.agentRoutes(agents)
 	a.templateRoutes(agents)
+	a.providerRoutes(agents)
 	a.sandboxRoutes(e.Group("/api/v2/sandboxes"))
 	a.credentialRoutes(e.Group("/api/providers"))
 	a.configRoutes(e.Group("/api/users/:userId/opencode"))
@@ -164,6 +177,7 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		if err != nil {
 			c.Error(err)
 		}
+		a.figures.count(c, time.Since(began))
 		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", caller.ID,
 			"status", c.Response().Status, "duration", time.Since(began))
 		return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
+	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/api/internal/task"
@@ -68,9 +69,10 @@ type world struct {
 
 // options change what a world is like.
 type options struct {
-	account func(*account.Settings)
-	api     func(*Settings)
-	log     io.Writer
+	account   func(*account.Settings)
+	api       func(*Settings)
+	providers []provider.Provider
+	log       io.Writer
 }
 
 func newWorld(t testing.TB, s *store.Store, o options) world {
@@ -103,8 +105,12 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	providers, err := provider.New(provider.Settings{Now: c.Now}, o.providers, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	api, err := New(settings, Deps{
-		Accounts: accounts, Templates: library, Webhooks: hooks, Credentials: newCredentials(t, s, log), Ready: s.Ping, Log: log,
+		Accounts: accounts, Providers: providers, Templates: library, Webhooks: hooks, Credentials: newCredentials(t, s, log), Ready: s.Ping, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

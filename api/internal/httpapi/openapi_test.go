@@ -20,17 +20,7 @@ func pending() []string {
 			all = append(all, m+" "+path)
 		}
 	}
-	add("/metrics", "GET")
 	const agents = "/api/v2/agents/"
-	add(agents+"task", "POST")
-	add(agents+"task/stream", "POST")
-	add(agents+"task/{}", "GET")
-	add(agents+"task/{}/stream", "GET")
-	add(agents+"task/{}/cancel", "POST")
-	add(agents+"tasks", "GET")
-	add(agents+"team", "POST")
-	add(agents+"team/{}", "GET")
-	add(agents+"providers", "GET")
 	add(agents+"sandbox/{}/sync", "POST")
 	const boxes = "/api/v2/sandboxes"
 	add(boxes, "GET", "POST")
@@ -43,19 +33,6 @@ func pending() []string {
 	}
 	add(boxes+"/{}/files/{}", "GET", "PUT", "DELETE")
 	add(boxes+"/{}/opencode/{}", documentable()...)
-	const providers = "/api/providers"
-	for _, what := range []string{"", "/configured", "/default"} {
-		add(providers+what, "GET")
-	}
-	add(providers+"/{}/configure", "POST")
-	add(providers+"/{}/set-default", "POST")
-	add(providers+"/{}", "DELETE")
-	const config = "/api/users/{}/opencode/"
-	add(config+"config", "GET")
-	add(config+"settings", "GET", "PUT")
-	add(config+"agents-md", "GET", "PUT")
-	add(config+"files", "GET")
-	add(config+"files/{}/{}", "GET", "PUT", "DELETE")
 	return all
 }
 

@@ -38,9 +38,8 @@ type State struct {
 	Reason string
 }
 
-// Provider is a place where sandboxes live.
+// Provider is a place where sandboxes live, which is configured.
 type Provider struct {
-	Name        string
-	Description string
-	Backend     sandbox.Backend
+	Name    string
+	Backend sandbox.Backend
 }

@@ -18,7 +18,7 @@ import (
 // Backends chooses where sandboxes are made and finds where they are.
 type Backends interface {
 	// Select chooses a provider; asked is the one that the caller named, or "".
-	Select(asked string, use provider.UseCase) (name string, backend sandbox.Backend, err error)
+	Select(ctx context.Context, asked string, use provider.UseCase) (name string, backend sandbox.Backend, err error)
 	// Backend returns the provider of a sandbox that exists.
 	Backend(name string) (sandbox.Backend, error)
 }
@@ -223,7 +223,7 @@ func (s *Service) prepare(ctx context.Context, req Request, use provider.UseCase
 		j.task.SandboxID, j.task.Provider = &box.ID, box.Provider
 		return j, nil, err
 	}
-	name, backend, err := s.Backends.Select(req.Provider, use)
+	name, backend, err := s.Backends.Select(ctx, req.Provider, use)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,12 +8,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/config"
+	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/environ"
 )
 
 const usage = `gateway: self-hosted sandboxes with OpenCode
@@ -41,7 +42,7 @@ func main() {
 }
 
 // run is main with everything that it depends on handed in.
-func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer) int {
 	command := "serve"
 	if len(args) > 0 {
 		command = args[0]
@@ -52,7 +53,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	switch command {
 	case "serve", "network":
 	case "version", "--version", "-version":
-		_, _ = fmt.Fprintln(stdout, version())
+		_, _ = fmt.Fprintln(stdout, "gateway", daemon.Version())
 		return 0
 	case "help", "--help", "-help", "-h":
 		_, _ = fmt.Fprint(stdout, usage)
@@ -61,7 +62,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		_, _ = fmt.Fprintf(stderr, "gateway: %s\n\n%s", strings.Join(args, " "), usage)
 		return exitUsage
 	}
-	cfg, err := config.Load(toMap(environ))
+	cfg, err := config.Load(environ.Map(variables))
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "gateway: the configuration is wrong:\n%s\n", err)
 		return exitUsage
@@ -76,30 +77,6 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		return exitFailed
 	}
 	return 0
-}
-
-func toMap(environ []string) map[string]string {
-	m := make(map[string]string, len(environ))
-	for _, line := range environ {
-		if k, v, ok := strings.Cut(line, "="); ok {
-			m[k] = v
-		}
-	}
-	return m
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "gateway (unknown build)"
-	}
-	version, revision := info.Main.Version, ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = " " + s.Value
-		}
-	}
-	return "gateway " + version + revision + " " + info.GoVersion
 }
 
 // closing bounds each step of the shutdown that follows the drain.

@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/caarlos0/env/v11"
-
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/shared/environ"
 )
 
 // Config is the gateway's configuration. The README's table describes the same
@@ -140,47 +138,26 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 }
 
 // Load reads the environment and says all that is wrong with it at once.
-func Load(environ map[string]string) (Config, error) {
-	var c Config
-	if err := env.ParseWithOptions(&c, env.Options{Environment: environ}); err != nil {
-		return c, errors.Join(named(err)...)
-	}
-	if err := c.defaults(environ); err != nil {
+func Load(variables map[string]string) (Config, error) {
+	c, err := environ.Parse[Config](variables)
+	if err != nil {
 		return c, err
 	}
-	err := c.Validate()
+	if err := c.defaults(variables); err != nil {
+		return c, err
+	}
+	err = c.Validate()
 	return c, err
 }
 
-// named makes the environment reader's errors speak of variables instead of
-// fields.
-func named(err error) []error {
-	all, ok := errors.AsType[env.AggregateError](err)
-	if !ok {
-		return []error{fmt.Errorf("reading the environment: %w", err)}
-	}
-	var out []error
-	for _, e := range all.Errors {
-		parse, ok := errors.AsType[env.ParseError](e)
-		field, found := reflect.TypeFor[Config]().FieldByName(parse.Name)
-		if !ok || !found {
-			out = append(out, e)
-			continue
-		}
-		variable, _, _ := strings.Cut(field.Tag.Get("env"), ",")
-		out = append(out, fmt.Errorf("%s: %w, such as %s", variable, parse.Err, field.Tag.Get("envDefault")))
-	}
-	return out
-}
-
-func (c *Config) defaults(environ map[string]string) error {
+func (c *Config) defaults(variables map[string]string) error {
 	defaults, err := lifecycle.ParseConfig(json.RawMessage(c.DefaultConfig))
 	if err != nil {
 		return fmt.Errorf("DEFAULT_CONFIG must be a config as POST /sandbox takes it: %w", err)
 	}
 	c.Providers = map[string]string{}
 	for _, k := range ProviderKeys() {
-		if key := strings.TrimSpace(environ[k.Variable]); key != "" && c.Providers[k.Provider] == "" {
+		if key := strings.TrimSpace(variables[k.Variable]); key != "" && c.Providers[k.Provider] == "" {
 			c.Providers[k.Provider] = key
 		}
 	}

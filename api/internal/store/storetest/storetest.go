@@ -46,7 +46,7 @@ type Server struct {
 
 // Main is what a TestMain does: it starts a server for all tests, hands it over,
 // runs them, removes the server, looks for goroutines that were left, and exits.
-func Main(m *testing.M, hand func(*Server)) {
+func Main(m goleak.TestingM, hand func(*Server)) {
 	server, err := Start()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "these tests need the programs of a Postgres server (Debian's package postgresql):", err)
@@ -58,7 +58,7 @@ func Main(m *testing.M, hand func(*Server)) {
 
 // closing closes the server when the tests have run.
 type closing struct {
-	tests  *testing.M
+	tests  goleak.TestingM
 	server *Server
 }
 

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/config"
+	"github.com/agentpod/agentpod/api/internal/credential"
+	"github.com/agentpod/agentpod/api/internal/httpapi"
+	"github.com/agentpod/agentpod/api/internal/provider"
+	"github.com/agentpod/agentpod/api/internal/store"
+	"github.com/agentpod/agentpod/api/internal/task"
+	"github.com/agentpod/agentpod/api/internal/webhook"
+	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/sandbox"
+)
+
+// serve serves until ctx ends.
+func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
+	return withStore(ctx, cfg, stderr, func(db *store.Store, log *slog.Logger) error {
+		keys, err := openKeys(cfg, log)
+		if err != nil {
+			return err
+		}
+		return serveFrom(ctx, cfg, keys, db, log)
+	})
+}
+
+// migrate brings the database up to date.
+func migrate(ctx context.Context, cfg config.Config, stderr io.Writer) error {
+	return withStore(ctx, cfg, stderr, func(_ *store.Store, log *slog.Logger) error {
+		log.Info("the database is up to date")
+		return nil
+	})
+}
+
+// withStore opens the database, which brings it up to date, and closes it when
+// the work is done.
+func withStore(ctx context.Context, cfg config.Config, stderr io.Writer, work func(*store.Store, *slog.Logger) error) error {
+	log, err := daemon.NewLogger(stderr, cfg.LogLevel, cfg.LogFormat)
+	if err != nil {
+		return err
+	}
+	if err := makeDataDir(cfg); err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, databaseURL(cfg))
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	return errors.Join(work(db, log), db.Close())
+}
+
+// serveFrom serves what is in a database.
+func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Store, log *slog.Logger) error {
+	accounts, err := account.New(ctx, account.Settings{
+		Secret: keys.cookies, SignUp: cfg.SignUp, APIToken: cfg.Token,
+		PerAccount: account.DefaultPerAccount(), PerAddress: account.DefaultPerAddress(),
+	}, db.Accounts())
+	if err != nil {
+		return fmt.Errorf("accounts: %w", err)
+	}
+	if err := makeAdmin(ctx, cfg, accounts, db.Accounts(), log); err != nil {
+		return err
+	}
+	providers, err := openProviders(cfg, log)
+	if err != nil {
+		return err
+	}
+	credentials, catalogue, err := openCredentials(ctx, cfg, keys, db, log)
+	if err != nil {
+		return err
+	}
+	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
+		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log,
+	})
+	templates, err := task.NewLibrary(db.Templates(), time.Now)
+	if err != nil {
+		return fmt.Errorf("templates: %w", err)
+	}
+	hooks, err := webhook.New(webhook.Settings{Tokens: map[string]string{
+		provider.Docker: cfg.WebhookTokenDocker, provider.Cloudflare: cfg.WebhookTokenCloudflare,
+	}, Now: time.Now}, db.Sandboxes(), log)
+	if err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
+	stop := closeWith(ctx, cfg.DrainTimeout, tasks)
+	served := serveWith(ctx, cfg, httpapi.Deps{
+		Accounts: accounts, Providers: providers, Credentials: credentials, Tasks: tasks, Templates: templates, Webhooks: hooks,
+		Ready: db.Ping, Log: log,
+	}, providers.Watch, catalogue.Run, tasks.Recover)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
+	defer cancel()
+	return errors.Join(served, stop(last), providers.Close(last))
+}
+
+// closeWith closes the tasks when ctx ends, while the requests that wait for them
+// are drained. What it returns waits for that, or does it now.
+func closeWith(ctx context.Context, drain time.Duration, tasks *task.Service) func(context.Context) error {
+	closed := make(chan error, 1)
+	undo := context.AfterFunc(ctx, func() {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+		defer cancel()
+		closed <- tasks.Close(last)
+	})
+	return func(last context.Context) error {
+		if undo() {
+			return tasks.Close(last)
+		}
+		return <-closed
+	}
+}
+
+// openCredentials opens what users give to their sandboxes, sealed with the
+// newest key.
+func openCredentials(ctx context.Context, cfg config.Config, keys keys, db *store.Store, log *slog.Logger) (*credential.Service, *credential.Catalogue, error) {
+	catalogue, err := credential.NewCatalogue(cfg.Catalogue, nil, log)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CATALOGUE: %w", err)
+	}
+	s := credential.New(credential.Settings{Keys: keys.credentials, Catalogue: catalogue, Log: log}, db.Credentials(), db.Configs())
+	if err := s.Rotate(ctx); err != nil {
+		return nil, nil, fmt.Errorf("ENCRYPTION_KEY: %w", err)
+	}
+	return s, catalogue, nil
+}
+
+// serveWith serves the routes, and runs beside them what goes on in the
+// background; that ends after the last request did.
+func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps, beside ...func(context.Context)) error {
+	api, err := httpapi.New(httpapi.Settings{
+		Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts), Origins: cfg.Origins, Secure: cfg.Secure, Proxies: cfg.Proxies, Version: daemon.Version(),
+	}, deps)
+	if err != nil {
+		return fmt.Errorf("the routes: %w", err)
+	}
+	var listen net.ListenConfig
+	listener, err := listen.Listen(ctx, "tcp", cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("listening on API_ADDR %s: %w", cfg.Addr, err)
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	for _, run := range beside {
+		running.Go(func() { run(background) })
+	}
+	deps.Log.Info("serving", "addr", listener.Addr().String(), "dataDir", cfg.DataDir)
+	served := daemon.Server{Listener: listener, Handler: api, DrainTimeout: cfg.DrainTimeout, Log: deps.Log}.Run(ctx)
+	stop()
+	running.Wait()
+	return served
+}
+
+// openProviders makes the clients of the providers that are configured. It asks
+// nothing of them: one that is away is found so later, and does not stop the API.
+func openProviders(cfg config.Config, log *slog.Logger) (*provider.Registry, error) {
+	var all []provider.Provider
+	if cfg.GatewayURL != "" {
+		set := cfg.Gateway()
+		set.Log = log
+		gateway, err := sandbox.NewGateway(set)
+		if err != nil {
+			return nil, fmt.Errorf("GATEWAY_URL: %w", err)
+		}
+		all = append(all, provider.Provider{Name: provider.Docker, Backend: gateway})
+	}
+	if cfg.Cloudflare {
+		set := cfg.Worker()
+		set.Log = log
+		worker, err := sandbox.NewWorker(set, &sandbox.MemoryRecords{})
+		if err != nil {
+			return nil, fmt.Errorf("CLOUDFLARE_WORKER_URL: %w", err)
+		}
+		all = append(all, provider.Provider{Name: provider.Cloudflare, Backend: worker})
+	}
+	return provider.New(provider.Settings{Default: cfg.DefaultProvider, AutoSelect: cfg.AutoSelect}, all, log)
+}
