@@ -67,7 +67,7 @@ func TestAProviderThatAnswersIsAvailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, body := w.send(t, "GET", "/api/v2/agents/providers", "", "Cookie", cookie(token))
-	var got map[string]providerBody
+	var got map[string]backendBody
 	must(t, json.Unmarshal([]byte(body), &got))
 	if b := got["cloudflare"]; !b.Available || b.Reason != "" || b.Since == nil || got["docker"].Available {
 		t.Errorf("%s", body)

@@ -190,8 +190,9 @@ func (s *Service) Launch(ctx context.Context, req Request) (Task, error) {
 		s.forget(j)
 		return Task{}, err
 	}
-	s.start(j) //nolint:contextcheck // a task outlives its request
-	return j.task, nil
+	t := j.task // the job changes its own
+	s.start(j)  //nolint:contextcheck // a task outlives its request
+	return t, nil
 }
 
 // prepare makes a job of a request, with the row of its sandbox if that is new.
