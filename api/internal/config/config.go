@@ -81,7 +81,8 @@ func Load(variables map[string]string) (Config, error) {
 	if value, given := variables["GATEWAY_URL"]; given && value == "" {
 		c.GatewayURL = ""
 	}
-	return c, c.Validate()
+	err = c.Validate()
+	return c, err
 }
 
 // Gateway is how the gateway is reached.
@@ -201,7 +202,7 @@ func (c *Config) validateTokens(say saying) {
 func (c *Config) validateBrowsers(say saying) {
 	for _, origin := range c.Origins {
 		u, err := url.Parse(origin)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || origin != strings.ToLower(u.Scheme+"://"+u.Host) {
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || origin != u.Scheme+"://"+u.Host || origin != strings.ToLower(origin) {
 			say("each of CORS_ORIGINS", "scheme://host or scheme://host:port in lower case, without a slash at the end", "https://app.example.com")
 		}
 	}
