@@ -52,7 +52,7 @@ func (c *caller) check(t *testing.T, g *gateway, id, want string) {
 		t.Errorf("the log has %d ends and the text %q, want %q", ends, texts(events), want)
 	}
 	var messages []struct{ Info struct{ Role string } }
-	gw := &caller{url: g.url(), bearer: g.token()}
+	gw := g.caller()
 	gw.must(t, http.MethodGet, "/sandbox/"+got.SandboxID+"/opencode/session/"+got.SessionID+"/message", nil, http.StatusOK, &messages)
 	asked := 0
 	for _, m := range messages {
@@ -69,7 +69,7 @@ func (c *caller) check(t *testing.T, g *gateway, id, want string) {
 func words(n int) string {
 	var b strings.Builder
 	for i := range n {
-		fmt.Fprintf(&b, "chunk %d ", i+1)
+		fmt.Fprintf(&b, "\nchunk %d", i+1)
 	}
 	return strings.TrimSpace(b.String())
 }
@@ -109,7 +109,7 @@ func TestAnAnswerThatCameWhileTheAPIWasDownIsKept(t *testing.T) {
 	if err := a.Stop(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	gw := &caller{url: g.url(), bearer: g.token()}
+	gw := g.caller()
 	eventually(t, "the agent is done", finalWithin, func() bool {
 		var info struct{ Busy bool }
 		status, err := gw.send(t.Context(), http.MethodGet, "/sandbox/"+box, nil, &info)

@@ -90,7 +90,7 @@ func (g *gateway) env(config string) []string {
 	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + g.dir, "DOCKER_HOST=" + os.Getenv("DOCKER_HOST"), runEnv(),
 		"GATEWAY_ADDR=" + g.addr, "DATA_DIR=" + g.dir, "SANDBOX_IMAGE=" + os.Getenv(imageEnv),
-		"DEFAULT_CONFIG=" + config, "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=3s",
+		"DEFAULT_CONFIG=" + config, "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=3s", "MAX_RUNNING=40",
 	}, g.more...)
 }
 
@@ -121,22 +121,7 @@ func (g *gateway) destroy() error {
 	if g.Ended() {
 		problems = append(problems, g.up())
 	}
-	c := &caller{url: g.url(), bearer: g.token()}
-	for {
-		var list struct{ Sandboxes []struct{ SandboxID string } }
-		if _, err := c.send(ctx, http.MethodGet, "/sandboxes?limit=100", nil, &list); err != nil || len(list.Sandboxes) == 0 {
-			problems = append(problems, err)
-			break
-		}
-		for _, s := range list.Sandboxes {
-			if status, err := c.send(ctx, http.MethodDelete, "/sandbox/"+s.SandboxID, nil, nil); err != nil || status != http.StatusOK {
-				problems = append(problems, fmt.Errorf("deleting %s: %d %w", s.SandboxID, status, err))
-			}
-		}
-		if errors.Join(problems...) != nil {
-			break
-		}
-	}
+	problems = append(problems, g.empty(ctx, "/sandboxes?limit=100"))
 	problems = append(problems, g.Stop(syscall.SIGTERM), g.model.Close(), g.git.Close())
 	remove := exec.CommandContext(ctx, "docker", "network", "rm", "agentpod-"+readSecret(g.dir, "installation")) //nolint:gosec // our own
 	if out, err := remove.CombinedOutput(); err != nil {
@@ -144,6 +129,25 @@ func (g *gateway) destroy() error {
 	}
 	return errors.Join(append(problems, os.RemoveAll(g.dir))...)
 }
+
+// empty deletes the sandboxes that a route lists.
+func (g *gateway) empty(ctx context.Context, route string) error {
+	c := g.caller()
+	var list struct{ Sandboxes []struct{ SandboxID string } }
+	for {
+		if _, err := c.send(ctx, http.MethodGet, route, nil, &list); err != nil || len(list.Sandboxes) == 0 {
+			return err
+		}
+		for _, s := range list.Sandboxes {
+			if status, err := c.send(ctx, http.MethodDelete, "/sandbox/"+s.SandboxID, nil, nil); err != nil || status != http.StatusOK {
+				return fmt.Errorf("deleting %s: %d %w", s.SandboxID, status, err)
+			}
+		}
+	}
+}
+
+// caller asks the gateway itself.
+func (g *gateway) caller() *caller { return &caller{url: g.url(), bearer: g.token()} }
 
 // ownGateway gives a test a gateway that it may stop.
 func ownGateway(t *testing.T, env ...string) *gateway {
@@ -170,9 +174,10 @@ func tail(log string) string { return log[max(0, len(log)-20_000):] }
 type api struct {
 	processtest.Process
 
-	dir  string
-	addr string
-	more []string
+	dir   string
+	addr  string
+	more  []string
+	users []string
 }
 
 // The admin of every API of the tests.
@@ -200,7 +205,13 @@ func newAPI(t testing.TB, g *gateway, more ...string) *api {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(a.Stop(syscall.SIGTERM), os.RemoveAll(dir)); err != nil {
+		err := errors.Join(a.Stop(syscall.SIGTERM), os.RemoveAll(dir))
+		for _, id := range a.users {
+			if g != nil && !g.Ended() { // there is room for so many only
+				err = errors.Join(err, g.empty(context.Background(), "/sandboxes?limit=100&userId="+id))
+			}
+		}
+		if err != nil {
 			t.Error(err)
 		}
 		if strings.Contains(a.Log(), "DATA RACE") {
@@ -248,6 +259,7 @@ func (a *api) signed(t testing.TB, path string, body object) *caller {
 	}
 	c := &caller{url: a.url()}
 	c.must(t, http.MethodPost, path, body, http.StatusOK, &out)
+	a.users = append(a.users, out.User.ID)
 	return &caller{url: a.url(), bearer: out.Token, userID: out.User.ID}
 }
 

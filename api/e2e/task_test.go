@@ -135,7 +135,7 @@ func TestACancelledTaskStops(t *testing.T) {
 	c.must(t, http.MethodPost, "/api/v2/agents/task/"+id+"/cancel", nil, http.StatusConflict, nil)
 	got := c.final(t, id, time.Second)
 	box = got.SandboxID
-	gw := &caller{url: g.url(), bearer: g.token()}
+	gw := g.caller()
 	eventually(t, "the agent stops", 30*time.Second, func() bool {
 		var info struct{ Busy bool }
 		status, err := gw.send(t.Context(), http.MethodGet, "/sandbox/"+box, nil, &info)
