@@ -65,8 +65,8 @@ func (s *Service) hibernate(
 	if err != nil {
 		return row, told(err)
 	}
-	return s.change(context.WithoutCancel(ctx), row, task.SandboxChange{
-		Status: &status, Tier: ptr(printable.Line(string(reply.Tier), 20)), ErrorMessage: ptr(""),
+	return s.change(ctx, row, task.SandboxChange{
+		Status: &status, Tier: ptr(tierOf(reply.Tier)), ErrorMessage: ptr(""),
 	})
 }
 
@@ -90,7 +90,9 @@ func (s *Service) Delete(ctx context.Context, userID, id string) error {
 			return told(err)
 		}
 	}
-	return s.deps.Sandboxes.Delete(context.WithoutCancel(ctx), userID, id) //nolint:wrapcheck // the store says what it was doing
+	ctx, cancel := settling(ctx)
+	defer cancel()
+	return s.deps.Sandboxes.Delete(ctx, userID, id) //nolint:wrapcheck // the store says what it was doing
 }
 
 // Sync makes the stored copy of the workspace equal to it.
@@ -104,7 +106,7 @@ func (s *Service) Sync(ctx context.Context, userID, id string) (sandbox.SyncResp
 		return reply, told(err)
 	}
 	now := s.now()
-	_, err = s.change(context.WithoutCancel(ctx), row, task.SandboxChange{WorkspaceSyncedAt: &now})
+	_, err = s.change(ctx, row, task.SandboxChange{WorkspaceSyncedAt: &now})
 	return reply, err
 }
 

@@ -9,7 +9,6 @@ import (
 	"path"
 	"regexp"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -54,7 +53,7 @@ func (s *Service) Create(ctx context.Context, userID string, n NewSandbox) (task
 	}
 	if !s.begin(row, n.GithubURL) {
 		err := sandbox.Errorf(sandbox.CodeShuttingDown, "the API is shutting down; try again")
-		return row, errors.Join(err, s.deps.Sandboxes.Delete(context.WithoutCancel(ctx), userID, row.ID))
+		return row, errors.Join(err, s.deps.Sandboxes.Delete(ctx, userID, row.ID))
 	}
 	return row, nil
 }
@@ -143,9 +142,6 @@ func (s *Service) keep(ctx context.Context, row task.Sandbox) (task.Sandbox, err
 	}
 }
 
-// settleTimeout bounds what is written when a sandbox was made, or was not.
-const settleTimeout = 30 * time.Second
-
 // begin makes a sandbox in the background, if nobody does so already. It returns
 // false after Close.
 func (s *Service) begin(row task.Sandbox, gitURL string) bool {
@@ -180,7 +176,7 @@ func (s *Service) settle(row task.Sandbox, m *making, err error) {
 		return
 	}
 	s.deps.Log.Warn("a sandbox could not be made", "sandboxId", row.ID, "provider", row.Provider, "error", err)
-	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	ctx, cancel := settling(context.Background())
 	defer cancel()
 	_, err = s.change(ctx, row, task.SandboxChange{Status: ptr(task.SandboxError), ErrorMessage: ptr(sentence(err))})
 	if sandbox.HasCode(err, sandbox.CodeSandboxNotFound) { // deleted, by another process too
@@ -255,12 +251,13 @@ func (s *Service) Raise(ctx context.Context, row task.Sandbox, gitURL string) (t
 	if err != nil {
 		return row, nil, told(err)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
-	defer cancel()
 	now := s.now()
-	row, err = s.change(ctx, row, task.SandboxChange{
-		Status: ptr(task.SandboxRunning), Tier: ptr(string(sandbox.TierRunning)), ErrorMessage: ptr(""),
-		ConfigHash: &hash, StartedAt: &now, LastActiveAt: &now,
-	})
+	c := task.SandboxChange{
+		Status: ptr(task.SandboxRunning), ErrorMessage: ptr(""), ConfigHash: &hash, StartedAt: &now, LastActiveAt: &now,
+	}
+	if row.Provider == provider.Docker {
+		c.Tier = ptr(string(sandbox.TierRunning))
+	}
+	row, err = s.change(ctx, row, c)
 	return row, backend, err
 }

@@ -59,12 +59,15 @@ func (s *Service) heard(row task.Sandbox, info sandbox.Info) (task.SandboxChange
 	if status != row.Status {
 		c.Status = &status
 	}
-	if tier := printable.Line(string(info.Tier), 20); tier != row.Tier {
+	if tier := tierOf(info.Tier); tier != "" && tier != row.Tier {
 		c.Tier = &tier
 	}
-	message := ""
-	if status == task.SandboxError {
-		message = printable.Line(info.LastError, maxErrorText)
+	message := printable.Line(info.LastError, maxErrorText)
+	switch {
+	case status != task.SandboxError:
+		message = ""
+	case message == "":
+		message = row.ErrorMessage
 	}
 	if message != row.ErrorMessage {
 		c.ErrorMessage = &message
@@ -100,6 +103,11 @@ func statusOf(before task.SandboxStatus, heard sandbox.Status) task.SandboxStatu
 	return before
 }
 
+// tierOf is what a record says of a backend's tier; a worker has none.
+func tierOf(t sandbox.Tier) string { return printable.Line(string(t), maxTier) }
+
+const maxTier = 20 // bytes
+
 // listLimit is how many sandboxes the one look at all of a user's covers.
 const listLimit = 100
 
@@ -119,7 +127,7 @@ func (s *Service) List(ctx context.Context, filter task.SandboxFilter) ([]task.S
 			live = s.live(ctx, filter.UserID)
 		}
 		if info, ok := live[row.ID]; ok {
-			rows[i].Status, rows[i].Tier = statusOf(row.Status, info.Status), printable.Line(string(info.Tier), 20)
+			rows[i].Status, rows[i].Tier = statusOf(row.Status, info.Status), tierOf(info.Tier)
 		}
 	}
 	return rows, n, nil
@@ -137,6 +145,7 @@ func (s *Service) live(ctx context.Context, userID string) map[string]sandbox.In
 	}
 	if err != nil {
 		s.deps.Log.Debug("the sandboxes of a user could not be looked at", "userId", userID, "error", err)
+		return out
 	}
 	for _, info := range page.Sandboxes {
 		out[info.SandboxID] = info

@@ -158,9 +158,19 @@ func (s *Service) started(ctx context.Context, userID, id string) (task.Sandbox,
 	return row, backend, err
 }
 
+// settleTimeout bounds the writing down of what was done.
+const settleTimeout = 30 * time.Second
+
+// settling is for writing down what was done, whether the caller waits or not.
+func settling(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+}
+
 // change updates a record and returns it as it is then. One that is gone is
 // sandbox_not_found.
 func (s *Service) change(ctx context.Context, row task.Sandbox, c task.SandboxChange) (task.Sandbox, error) {
+	ctx, cancel := settling(ctx)
+	defer cancel()
 	err := s.deps.Sandboxes.Update(ctx, row.ID, s.now(), c)
 	if errors.Is(err, task.ErrNotFound) {
 		return row, notFound()
