@@ -345,8 +345,7 @@ func TestLosingTheRightEndsWhatIsOpen(t *testing.T) {
 			ended := o.streaming(t, o.token)
 			c.lose(t, o)
 			ended()
-			o.api.streams.mu.Lock()
-			defer o.api.streams.mu.Unlock()
+			o.held(t, 0)
 		})
 	}
 }
@@ -389,22 +388,25 @@ func TestARequestThatWaitsIsToldThatTheSessionEnded(t *testing.T) {
 	}
 }
 
-// slowBody gives a byte, and the rest when it is told to.
-type slowBody struct {
-	first sync.Once
-	on    chan struct{}
-	sent  chan struct{}
-}
-
-func (s *slowBody) Read(p []byte) (int, error) {
-	first := false
-	s.first.Do(func() { first = true })
-	if first {
-		return copy(p, "a"), nil
+// held waits until as many requests are held open.
+func (o opened) held(t *testing.T, n int) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for {
+		o.api.streams.mu.Lock()
+		got := len(o.api.streams.open)
+		o.api.streams.mu.Unlock()
+		if got == n {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%d requests are held, want %d", got, n)
+		}
 	}
-	close(s.sent)
-	<-s.on
-	return copy(p, "b"), io.EOF
 }
 
 func TestAnUploadThatHangsEndsWithTheSession(t *testing.T) {
@@ -412,32 +414,19 @@ func TestAnUploadThatHangsEndsWithTheSession(t *testing.T) {
 	for _, below := range []string{"/files/a", "/opencode/upload"} {
 		t.Run(below, func(t *testing.T) {
 			t.Parallel()
-			arrived := make(chan struct{}, 1)
-			o := open(t, options{}, func(_ http.ResponseWriter, r *http.Request) {
-				arrived <- struct{}{}
-				_, _ = io.Copy(io.Discard, r.Body)
-			})
-			body := &slowBody{on: make(chan struct{}), sent: make(chan struct{})}
-			defer close(body.on)
-			go func() {
-				<-body.sent
-				if below == "/opencode/upload" {
-					<-arrived
-				}
-				o.send(t, "POST", authRoot+"sign-out", "", "Authorization", "Bearer "+o.token)
-			}()
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			defer cancel()
-			r, err := http.NewRequestWithContext(ctx, "PUT", o.url+sandboxesRoot+"/"+o.id+below, struct{ io.Reader }{body})
+			o := open(t, options{}, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(o.url, "http://"))
 			must(t, err)
-			r.Header.Set("Authorization", "Bearer "+o.token)
-			resp, err := o.http.Do(r)
-			if err == nil {
-				_ = resp.Body.Close()
+			defer conn.Close()
+			must(t, conn.SetDeadline(time.Now().Add(patience)))
+			_, _ = fmt.Fprintf(conn, "PUT %s/%s%s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n",
+				sandboxesRoot, o.id, below, o.token)
+			o.held(t, 1)
+			o.send(t, "POST", authRoot+"sign-out", "", "Authorization", "Bearer "+o.token)
+			if rest, err := io.ReadAll(conn); err != nil || len(rest) > 0 {
+				t.Errorf("%q, %v, want a connection that is cut", rest, err)
 			}
-			if ctx.Err() != nil || err == nil && resp.StatusCode != http.StatusUnauthorized {
-				t.Errorf("%v, %v", resp, err)
-			}
+			o.held(t, 0)
 		})
 	}
 }
