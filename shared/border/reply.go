@@ -59,7 +59,7 @@ type Writer struct {
 	ctx     context.Context //nolint:containedctx // the exchange's own, which this type serves
 	input   func()
 	started bool
-	stops   []func() bool
+	stops   []func()
 }
 
 // NewWriter returns a Writer on w that ends with ctx. Input, unless it is nil, is
@@ -78,9 +78,7 @@ func (w *Writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // WriteHeader begins the reply.
 func (w *Writer) WriteHeader(status int) {
 	w.started = true
-	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() {
-		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now())
-	}))
+	w.atEnd(func() { _ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now()) })
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -93,7 +91,7 @@ func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w.started = true
-	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() { _ = c.Close() }))
+	w.atEnd(func() { _ = c.Close() })
 	if w.input != nil {
 		c = &heard{c, w.input}
 	}
@@ -123,11 +121,27 @@ func (h *heard) CloseWrite() error {
 	return h.Close()
 }
 
-// Release lets the reply be: the end of the context does not cut it any more.
+// atEnd calls f when the context ends, unless Release was called before.
+func (w *Writer) atEnd(f func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(w.ctx, func() {
+		defer close(done)
+		f()
+	})
+	w.stops = append(w.stops, func() {
+		if !stop() {
+			<-done // what is below must not be touched behind the handler
+		}
+	})
+}
+
+// Release lets the reply be: the end of the context does not cut it any more, and
+// nothing touches it in the background.
 func (w *Writer) Release() {
 	for _, stop := range w.stops {
 		stop()
 	}
+	w.stops = nil
 }
 
 // NewBuffers returns a pool that all copies of a ReverseProxy share.

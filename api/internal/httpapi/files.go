@@ -1,12 +1,14 @@
 package httpapi
 
 import (
+	"context"
 	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -71,8 +73,7 @@ func (a *API) readFile(c echo.Context) error {
 	h.Set(echo.HeaderContentType, echo.MIMEOctetStream)
 	h.Set(echo.HeaderContentLength, strconv.FormatInt(file.Size, 10))
 	c.Response().WriteHeader(http.StatusOK)
-	control := http.NewResponseController(c.Response())
-	w := moving{deadline: control.SetWriteDeadline, on: c.Response()}
+	w := outgoing{http.NewResponseController(c.Response()), c.Response()}
 	if _, err := io.Copy(w, file.Body); err != nil {
 		a.Log.Debug("a file was not sent as a whole", "sandboxId", id, "error", err)
 		panic(http.ErrAbortHandler)
@@ -102,8 +103,10 @@ func (a *API) writeFile(c echo.Context) error {
 	}
 	ctx, release := a.holdSandbox(c, id, true)
 	defer release()
-	control := http.NewResponseController(c.Response())
-	body := moving{deadline: control.SetReadDeadline, from: http.MaxBytesReader(c.Response(), r.Body, maxProxyBody)}
+	body := &incoming{
+		ctx: ctx, control: http.NewResponseController(c.Response()), from: http.MaxBytesReader(c.Response(), r.Body, maxProxyBody),
+	}
+	defer body.leave()
 	err = a.Sandboxes.WriteFile(ctx, callerOf(c).ID, id, path, mode, body, r.ContentLength)
 	switch {
 	case err == nil:
@@ -133,26 +136,59 @@ func errNoFile() error {
 	return sandbox.Errorf(sandbox.CodeInvalidPath, "the path names no file")
 }
 
-// moving is the client's side of a file on its way: each step may take
-// transferPause, however long the whole takes.
-type moving struct {
-	deadline func(time.Time) error
-	from     io.Reader
-	on       io.Writer
+// outgoing is a file on its way to the client: each write may take transferPause,
+// however long the whole takes.
+type outgoing struct {
+	control *http.ResponseController
+	to      io.Writer
 }
 
-// Read reads, and lets the deadline be at the end: it would end the request.
-func (m moving) Read(p []byte) (int, error) {
-	_ = m.deadline(time.Now().Add(transferPause))
-	n, err := m.from.Read(p)
+// Write writes.
+func (o outgoing) Write(p []byte) (int, error) {
+	_ = o.control.SetWriteDeadline(time.Now().Add(transferPause))
+	return o.to.Write(p) //nolint:wrapcheck // the caller only cuts the connection
+}
+
+// incoming is a file on its way from the client: each read may take transferPause.
+// Whoever sends it on may read until after the handler has left, when the
+// connection has its next request.
+type incoming struct {
+	ctx     context.Context //nolint:containedctx // the request's, which this is a part of
+	control *http.ResponseController
+	from    io.Reader
+
+	mu   sync.Mutex
+	left bool
+}
+
+// Read reads. At the end there is no deadline any more: it would end the request.
+func (i *incoming) Read(p []byte) (int, error) {
+	if !i.deadline(time.Now().Add(transferPause)) {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := i.from.Read(p)
 	if err != nil {
-		_ = m.deadline(time.Time{})
+		i.deadline(time.Time{})
 	}
 	return n, err //nolint:wrapcheck // io.EOF must stay what it is
 }
 
-// Write writes.
-func (m moving) Write(p []byte) (int, error) {
-	_ = m.deadline(time.Now().Add(transferPause))
-	return m.on.Write(p) //nolint:wrapcheck // the caller only cuts the connection
+// deadline sets the deadline of reads, unless they are over.
+func (i *incoming) deadline(at time.Time) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.left || i.ctx.Err() != nil {
+		return false
+	}
+	_ = i.control.SetReadDeadline(at)
+	if i.ctx.Err() != nil { // and whoever cuts it may have been faster
+		_ = i.control.SetReadDeadline(time.Now())
+	}
+	return true
+}
+
+func (i *incoming) leave() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.left = true
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,7 +36,7 @@ func newGateway(t testing.TB, openCode http.HandlerFunc) (*fakeGateway, map[stri
 	t.Cleanup(server.Close)
 	client, err := sandbox.NewGateway(sandbox.ClientSettings{BaseURL: server.URL, Token: gatewayToken})
 	must(t, err)
-	t.Cleanup(func() { must(t, client.Close(t.Context())) })
+	closeAfter(t, client)
 	return g, map[string]sandbox.Backend{provider.Docker: client}
 }
 
@@ -164,4 +165,14 @@ func (w world) signUpBob(t testing.TB) string {
 		t.Fatalf("signing up: %d %s", resp.StatusCode, body)
 	}
 	return resp.Header.Get(tokenHeader)
+}
+
+// closeAfter closes a client when the test is over.
+func closeAfter(t testing.TB, client sandbox.Backend) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		must(t, client.Close(ctx))
+	})
 }

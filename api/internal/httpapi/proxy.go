@@ -174,7 +174,7 @@ func errBody() error {
 // holdSandbox holds a request open for as long as the sandbox is the caller's.
 func (a *API) holdSandbox(c echo.Context, id string, bounded bool) (context.Context, func()) {
 	userID := callerOf(c).ID
-	return a.holdOpen(c, held{about: id, bounded: bounded, check: func(ctx context.Context) error {
+	return a.hold(c, held{about: id, bounded: bounded, check: func(ctx context.Context) error {
 		return a.Sandboxes.Check(ctx, userID, id)
 	}})
 }

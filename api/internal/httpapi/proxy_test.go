@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -47,8 +48,8 @@ func (o opened) ask(t *testing.T, method, address string, body io.Reader, header
 	t.Cleanup(cancel)
 	r, err := http.NewRequestWithContext(ctx, method, address, body)
 	must(t, err)
-	for i := 0; i < len(headers); i += 2 {
-		r.Header.Add(headers[i], headers[i+1])
+	for pair := range slices.Chunk(headers, 2) {
+		r.Header.Add(pair[0], pair[1])
 	}
 	resp, err := o.http.Do(r)
 	must(t, err)

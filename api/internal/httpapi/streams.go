@@ -112,23 +112,20 @@ func (a *API) Drain() {
 	a.streams.end(errDraining(), func(x *stream) bool { return !x.bounded })
 }
 
-// hold registers an endless request: see holdOpen.
-func (a *API) hold(c echo.Context, check func(ctx context.Context) error) (ctx context.Context, release func()) {
-	return a.holdOpen(c, held{check: check})
-}
-
-// holdOpen registers an open request. The context that it returns ends with the
+// hold registers an open request. The context that it returns ends with the
 // request, the caller's session or other credential, what check stands for, or,
 // unless it is bounded, a drain; context.Cause is a *sandbox.Error then. Reads and
 // writes that wait for the client are cut with it. The handler calls release when
 // it is done, and ends itself when the context does (see ended).
-func (a *API) holdOpen(c echo.Context, h held) (ctx context.Context, release func()) {
+func (a *API) hold(c echo.Context, h held) (ctx context.Context, release func()) {
 	who := admitted(c)
 	ctx, cancel := context.WithCancelCause(c.Request().Context())
 	x := &stream{held: h, key: who.key, cancel: cancel}
 	suspect := a.streams.add(x, who.signOuts)
 	control, body := http.NewResponseController(c.Response()), c.Request().ContentLength != 0
+	cut := make(chan struct{})
 	uncut := context.AfterFunc(ctx, func() {
+		defer close(cut)
 		if body {
 			_ = control.SetReadDeadline(time.Now())
 		}
@@ -141,7 +138,9 @@ func (a *API) holdOpen(c echo.Context, h held) (ctx context.Context, release fun
 	}()
 	return ctx, func() {
 		a.streams.remove(x)
-		uncut()
+		if !uncut() {
+			<-cut // the next request on the connection has deadlines of its own
+		}
 		cancel(nil)
 		<-watched
 	}
@@ -201,18 +200,19 @@ func recheck(ctx context.Context, who caller, h held) (lost, err error) {
 	if err == nil && h.check != nil {
 		err = h.check(ctx)
 	}
-	switch status := sandbox.CodeOf(err).Status(); {
-	case err != nil && (status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusNotFound):
+	status := sandbox.CodeOf(err).Status()
+	if err != nil && (status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusNotFound) {
 		return err, nil
 	}
 	return nil, err
 }
 
-// ended is what a handler returns whose context from holdOpen has ended. With a
+// ended is what a handler returns whose context from hold has ended. With a
 // body that may still be coming, or half an answer, the connection is cut.
 func ended(ctx context.Context, c echo.Context) error {
 	if c.Response().Committed || c.Request().ContentLength != 0 {
 		panic(http.ErrAbortHandler)
 	}
+	c.Response().Header().Set("Connection", "close") // its deadlines are set
 	return context.Cause(ctx)
 }

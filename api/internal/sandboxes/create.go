@@ -51,7 +51,7 @@ func (s *Service) Create(ctx context.Context, userID string, n NewSandbox) (task
 	if n.Later {
 		return row, nil
 	}
-	if !s.begin(row, n.GithubURL) {
+	if !s.begin(row, n.GithubURL) { //nolint:contextcheck // it outlives the request
 		err := sandbox.Errorf(sandbox.CodeShuttingDown, "the API is shutting down; try again")
 		return row, errors.Join(err, s.deps.Sandboxes.Delete(ctx, userID, row.ID))
 	}
@@ -160,7 +160,7 @@ func (s *Service) begin(row task.Sandbox, gitURL string) bool {
 		defer close(m.done)
 		defer cancel()
 		_, _, err := s.Raise(ctx, row, gitURL)
-		s.settle(row, m, err)
+		s.settle(row, m, err) //nolint:contextcheck // the making's own context may be over
 	})
 	return true
 }

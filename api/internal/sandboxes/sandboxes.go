@@ -188,7 +188,7 @@ func told(err error) error {
 	if !ok {
 		return err
 	}
-	switch e.Code {
+	switch e.Code { //nolint:exhaustive // the rest are the user's to know
 	case sandbox.CodeUnauthorized, sandbox.CodeForbiddenHost, sandbox.CodeForbiddenOrigin, sandbox.CodeRouteNotFound, sandbox.CodeMethodNotAllowed:
 		return sandbox.Errorf(sandbox.CodeBackendFailed, "the sandbox's provider refused the API; its settings must be checked").WithCause(err)
 	}
