@@ -147,8 +147,13 @@ func TestACancelledTaskStops(t *testing.T) {
 func TestATeamWorksAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	c := newAPI(t, sharedGateway.get(t)).admin(t)
-	agents := []object{{"role": "one", "message": "chunks 2 5s"}, {"role": "two", "message": "say two"}, {"role": "three", "message": "chunks 2 5s"},
-		{"role": "four", "message": "fail 401 broken model"}, {"role": "five", "message": "say five"}}
+	agents := []object{
+		{"role": "one", "message": "chunks 2 5s"},
+		{"role": "two", "message": "say two"},
+		{"role": "three", "message": "chunks 2 5s"},
+		{"role": "four", "message": "fail 401 broken model"},
+		{"role": "five", "message": "say five"},
+	}
 	var team struct {
 		TeamID string
 		Agents []struct{ Role, SandboxID, SessionID, Response, Error string }

@@ -15,6 +15,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/credential"
 	"github.com/agentpod/agentpod/api/internal/httpapi"
 	"github.com/agentpod/agentpod/api/internal/provider"
+	"github.com/agentpod/agentpod/api/internal/sandboxes"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
@@ -70,7 +71,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	if err := makeAdmin(ctx, cfg, accounts, db.Accounts(), log); err != nil {
 		return err
 	}
-	providers, err := openProviders(cfg, log)
+	providers, err := openProviders(cfg, db, log)
 	if err != nil {
 		return err
 	}
@@ -81,6 +82,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
 		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log,
 	})
+	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log})
 	templates, err := task.NewLibrary(db.Templates(), time.Now)
 	if err != nil {
 		return fmt.Errorf("templates: %w", err)
@@ -93,12 +95,12 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	}
 	stop := closeWith(ctx, cfg.DrainTimeout, tasks)
 	served := serveWith(ctx, cfg, httpapi.Deps{
-		Accounts: accounts, Providers: providers, Credentials: credentials, Tasks: tasks, Templates: templates, Webhooks: hooks,
+		Accounts: accounts, Providers: providers, Credentials: credentials, Sandboxes: boxes, Tasks: tasks, Templates: templates, Webhooks: hooks,
 		Ready: db.Ping, Log: log,
 	}, providers.Watch, catalogue.Run, tasks.Recover)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
 	defer cancel()
-	return errors.Join(served, stop(last), providers.Close(last))
+	return errors.Join(served, stop(last), boxes.Close(last), providers.Close(last))
 }
 
 // closeWith closes the tasks when ctx ends, while the requests that wait for them
@@ -152,7 +154,7 @@ func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps, beside
 		running.Go(func() { run(background) })
 	}
 	deps.Log.Info("serving", "addr", listener.Addr().String(), "dataDir", cfg.DataDir)
-	served := daemon.Server{Listener: listener, Handler: api, DrainTimeout: cfg.DrainTimeout, Log: deps.Log}.Run(ctx)
+	served := daemon.Server{Listener: listener, Handler: api, Draining: api.Drain, DrainTimeout: cfg.DrainTimeout, Log: deps.Log}.Run(ctx)
 	stop()
 	running.Wait()
 	return served
@@ -160,7 +162,7 @@ func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps, beside
 
 // openProviders makes the clients of the providers that are configured. It asks
 // nothing of them: one that is away is found so later, and does not stop the API.
-func openProviders(cfg config.Config, log *slog.Logger) (*provider.Registry, error) {
+func openProviders(cfg config.Config, db *store.Store, log *slog.Logger) (*provider.Registry, error) {
 	var all []provider.Provider
 	if cfg.GatewayURL != "" {
 		set := cfg.Gateway()
@@ -174,7 +176,7 @@ func openProviders(cfg config.Config, log *slog.Logger) (*provider.Registry, err
 	if cfg.Cloudflare {
 		set := cfg.Worker()
 		set.Log = log
-		worker, err := sandbox.NewWorker(set, &sandbox.MemoryRecords{})
+		worker, err := sandbox.NewWorker(set, sandboxes.NewWorkerRecords(db.Sandboxes()))
 		if err != nil {
 			return nil, fmt.Errorf("CLOUDFLARE_WORKER_URL: %w", err)
 		}

@@ -87,7 +87,12 @@ func (a *API) runTask(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := a.Tasks.Wait(c.Request().Context(), t.UserID, t.ID)
+	ctx, release := a.hold(c, held{bounded: true})
+	defer release()
+	r, err := a.Tasks.Wait(ctx, t.UserID, t.ID)
+	if ctx.Err() != nil {
+		return ended(ctx, c)
+	}
 	if err != nil {
 		return err
 	}
@@ -128,10 +133,12 @@ const (
 
 // stream sends a task's events after a number, until its end.
 func (a *API) stream(c echo.Context, taskID string, after int64) error {
-	ctx, userID := c.Request().Context(), callerOf(c).ID
-	if _, err := a.Tasks.Get(ctx, userID, taskID); err != nil {
+	userID := callerOf(c).ID
+	if _, err := a.Tasks.Get(c.Request().Context(), userID, taskID); err != nil {
 		return err
 	}
+	ctx, release := a.hold(c, held{})
+	defer release()
 	h := c.Response().Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no")
@@ -147,9 +154,13 @@ func (a *API) stream(c echo.Context, taskID string, after int64) error {
 	if err := send(""); err != nil {
 		return err
 	}
-	return a.Tasks.Follow(ctx, userID, taskID, after, keepaliveEvery,
+	err := a.Tasks.Follow(ctx, userID, taskID, after, keepaliveEvery,
 		func(e task.Event) error { return send("id: %d\ndata: %s\n\n", e.Seq, e.Data) },
 		func() error { return send("data: {\"type\":\"keepalive\"}\n\n") })
+	if ctx.Err() != nil {
+		return ended(ctx, c)
+	}
+	return err
 }
 
 // taskBody is a task on the wire.
@@ -256,13 +267,18 @@ func (a *API) runTeam(c echo.Context) error {
 	for _, agent := range body.Agents {
 		req.Agents = append(req.Agents, task.Agent{Role: agent.Role, Message: agent.Message, Model: agent.Model.Model})
 	}
-	ctx := c.Request().Context()
-	team, members, err := a.Tasks.LaunchTeam(ctx, req)
+	team, members, err := a.Tasks.LaunchTeam(c.Request().Context(), req)
 	if err != nil {
 		return err
 	}
+	ctx, release := a.hold(c, held{bounded: true})
+	defer release()
 	for _, m := range members {
-		if _, err := a.Tasks.Wait(ctx, team.UserID, m.Task.ID); err != nil {
+		_, err := a.Tasks.Wait(ctx, team.UserID, m.Task.ID)
+		if ctx.Err() != nil {
+			return ended(ctx, c)
+		}
+		if err != nil {
 			return err
 		}
 	}

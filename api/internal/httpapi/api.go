@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
 	"github.com/agentpod/agentpod/api/internal/provider"
+	"github.com/agentpod/agentpod/api/internal/sandboxes"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
@@ -39,6 +41,9 @@ type Settings struct {
 	// Proxies are the networks whose X-Forwarded-For is believed.
 	Proxies []netip.Prefix
 	Version string
+	// Recheck is how often an open stream is asked whether its caller may still
+	// have it (default 10 s).
+	Recheck time.Duration
 }
 
 // Deps are what the API calls.
@@ -51,7 +56,8 @@ type Deps struct {
 	Providers   *provider.Registry
 	// Metrics is where the figures are kept that /metrics shows; nil for a
 	// registry of the API's own.
-	Metrics *prometheus.Registry
+	Metrics   *prometheus.Registry
+	Sandboxes *sandboxes.Service
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger
@@ -64,6 +70,8 @@ type API struct {
 	origins  map[string]bool
 	crossing *http.CrossOriginProtection
 	figures  *figures
+	streams  streams
+	openCode *httputil.ReverseProxy
 	echo     *echo.Echo
 }
 
@@ -80,6 +88,10 @@ func New(settings Settings, deps Deps) (*API, error) {
 	if a.figures, err = newFigures(deps.Metrics, deps.Providers); err != nil {
 		return nil, err
 	}
+	if a.settings.Recheck <= 0 {
+		a.settings.Recheck = defaultRecheck
+	}
+	a.openCode = newOpenCodeProxy(deps.Log)
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = addressOf(settings.Proxies)
@@ -120,7 +132,8 @@ func (a *API) routes(e *echo.Echo) {
 	a.agentRoutes(agents)
 	a.templateRoutes(agents)
 	a.providerRoutes(agents)
-	a.sandboxRoutes(e.Group("/api/v2/sandboxes"))
+	agents.POST("/sandbox/:id/sync", a.syncSandbox)
+	a.sandboxRoutes(e.Group(sandboxesRoot))
 	a.credentialRoutes(e.Group("/api/providers"))
 	a.configRoutes(e.Group("/api/users/:userId/opencode"))
 	a.webhookRoute(e)
@@ -161,24 +174,24 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		c.Response().Header().Set(requestIDHeader, id)
 		a.secure(c.Response().Header())
 		preflight := a.share(r, c.Response().Header())
-		caller, err := a.admit(c, preflight)
+		who, err := a.admit(c, preflight)
 		switch {
 		case err != nil:
 			c.Response().Header().Set("Connection", "close")
 		case preflight:
 			err = c.NoContent(http.StatusNoContent)
 		default:
-			if caller.ID != "" {
+			if who.user.ID != "" {
 				_ = control.SetReadDeadline(time.Time{})
 			}
-			c.Set(callerKey, caller)
+			c.Set(callerKey, who)
 			err = next(c)
 		}
 		if err != nil {
 			c.Error(err)
 		}
 		a.figures.count(c, time.Since(began))
-		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", caller.ID,
+		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
 			"status", c.Response().Status, "duration", time.Since(began))
 		return nil
 	}
@@ -220,22 +233,22 @@ func (a *API) share(r *http.Request, h http.Header) (preflight bool) {
 }
 
 // admit says who sends a request and whether it may go on.
-func (a *API) admit(c echo.Context, preflight bool) (account.User, error) {
+func (a *API) admit(c echo.Context, preflight bool) (caller, error) {
 	r := c.Request()
 	if !a.settings.Hosts.Allow(r.Host) {
-		return account.User{}, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
+		return caller{}, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
 	}
 	if err := sandbox.CheckPath(rawPath(r)); err != nil {
-		return account.User{}, err
+		return caller{}, err
 	}
 	if preflight {
-		return account.User{}, nil
+		return caller{}, nil
 	}
 	if err := a.crossing.Check(asUnsafe(r)); err != nil {
-		return account.User{}, errOrigin
+		return caller{}, errOrigin
 	}
 	if forEverybody(r.URL.Path) {
-		return account.User{}, nil
+		return caller{}, nil
 	}
 	return a.identify(c)
 }

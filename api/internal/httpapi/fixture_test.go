@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -14,11 +15,13 @@ import (
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
 	"github.com/agentpod/agentpod/api/internal/provider"
+	"github.com/agentpod/agentpod/api/internal/sandboxes"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/sandbox"
 	"github.com/agentpod/agentpod/shared/seal"
 )
 
@@ -69,11 +72,15 @@ type world struct {
 
 // options change what a world is like.
 type options struct {
-	account   func(*account.Settings)
-	api       func(*Settings)
-	providers []provider.Provider
-	log       io.Writer
+	account func(*account.Settings)
+	api     func(*Settings)
+	log     io.Writer
+	// backends are the providers; without them there are no sandboxes.
+	backends map[string]sandbox.Backend
 }
+
+// patience is how long a test waits for what should come at once.
+const patience = 10 * time.Second
 
 func newWorld(t testing.TB, s *store.Store, o options) world {
 	t.Helper()
@@ -105,12 +112,27 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	providers, err := provider.New(provider.Settings{Now: c.Now}, o.providers, log)
-	if err != nil {
-		t.Fatal(err)
+	var places []provider.Provider
+	for name, backend := range o.backends {
+		places = append(places, provider.Provider{Name: name, Backend: backend})
 	}
+	registry, err := provider.New(provider.Settings{Now: c.Now}, places, log)
+	must(t, err)
+	credentials := newCredentials(t, s, log)
+	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: s.Sandboxes(), Backends: registry, Config: credentials.Config, Log: log})
+	tasks := task.New(task.Settings{}, task.Deps{
+		Tasks: s.Tasks(), Teams: s.Teams(), Sandboxes: s.Sandboxes(), Backends: registry, Config: credentials.Config, Log: log,
+	})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := errors.Join(tasks.Close(ctx), boxes.Close(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
 	api, err := New(settings, Deps{
-		Accounts: accounts, Providers: providers, Templates: library, Webhooks: hooks, Credentials: newCredentials(t, s, log), Ready: s.Ping, Log: log,
+		Accounts: accounts, Providers: registry, Sandboxes: boxes, Tasks: tasks, Templates: library, Webhooks: hooks, Credentials: credentials,
+		Ready: s.Ping, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +160,7 @@ func (w world) listen(t testing.TB) string {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- daemon.Server{Listener: listener, Handler: w.api, DrainTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}.Run(ctx)
+		done <- daemon.Server{Listener: listener, Handler: w.api, Draining: w.api.Drain, DrainTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}.Run(ctx)
 	}()
 	t.Cleanup(func() {
 		stop()

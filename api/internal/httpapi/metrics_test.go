@@ -12,6 +12,7 @@ import (
 
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 // scrape reads the figures with the service credential.
@@ -51,7 +52,7 @@ func TestTheFiguresAreForAdminsAndTheService(t *testing.T) {
 
 func TestRequestsAreCountedByRouteNotByPath(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, sqlite(t), options{providers: []provider.Provider{{Name: provider.Docker, Backend: healthOnly{}}}})
+	w := newWorld(t, sqlite(t), options{backends: map[string]sandbox.Backend{provider.Docker: healthOnly{}}})
 	if _, _, err := w.api.Providers.Select(t.Context(), "", provider.QuickTask); err != nil {
 		t.Fatal(err)
 	}

@@ -33,9 +33,9 @@ func (w world) bob(t testing.TB) string {
 
 func TestWhoIsSignedInSeesWhichProvidersAnswer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, sqlite(t), options{providers: []provider.Provider{{
-		Name: provider.Docker, Backend: healthOnly{err: sandbox.Errorf(sandbox.CodeBackendAway, "the gateway could not be reached")},
-	}}})
+	w := newWorld(t, sqlite(t), options{backends: map[string]sandbox.Backend{
+		provider.Docker: healthOnly{err: sandbox.Errorf(sandbox.CodeBackendAway, "the gateway could not be reached")},
+	}})
 	token := w.signUp(t)
 	if _, _, err := w.api.Providers.Select(t.Context(), provider.Docker, provider.QuickTask); !sandbox.HasCode(err, sandbox.CodeBackendAway) {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func TestWhoIsSignedInSeesWhichProvidersAnswer(t *testing.T) {
 
 func TestAProviderThatAnswersIsAvailable(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, sqlite(t), options{providers: []provider.Provider{{Name: provider.Cloudflare, Backend: healthOnly{}}}})
+	w := newWorld(t, sqlite(t), options{backends: map[string]sandbox.Backend{provider.Cloudflare: healthOnly{}}})
 	token := w.signUp(t)
 	if _, _, err := w.api.Providers.Select(t.Context(), provider.Cloudflare, provider.QuickTask); err != nil {
 		t.Fatal(err)

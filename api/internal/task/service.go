@@ -179,7 +179,7 @@ type Result struct {
 // invalid_request, invalid_git_url, payload_too_large, sandbox_not_found,
 // provider_not_configured, too_many_requests, shutting_down.
 func (s *Service) Launch(ctx context.Context, req Request) (Task, error) {
-	j, box, err := s.prepare(ctx, req, provider.QuickTask, "task-")
+	j, box, err := s.prepare(ctx, req, provider.QuickTask, PrefixTask)
 	if err != nil {
 		return Task{}, err
 	}

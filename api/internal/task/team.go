@@ -44,7 +44,7 @@ func (s *Service) LaunchTeam(ctx context.Context, req TeamRequest) (Team, []Memb
 		}
 		j, box, err := s.prepare(ctx, Request{
 			UserID: req.UserID, Message: agent.Message, Model: agent.Model, GitURL: req.GitURL, GitBranch: req.GitBranch, Provider: req.Provider,
-		}, provider.MultiAgent, "team-")
+		}, provider.MultiAgent, PrefixTeam)
 		if err != nil {
 			if e, ok := errors.AsType[*sandbox.Error](err); ok && e.Code == sandbox.CodeInvalidRequest {
 				err = sandbox.Errorf(e.Code, "agent %d of the team: %s", i+1, e.Message)
