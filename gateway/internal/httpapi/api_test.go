@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"gopkg.in/yaml.v3"
 
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -164,7 +165,7 @@ func TestHealthAndEventsDoNotWake(t *testing.T) {
 		"/global/health": true, "/api/health": true, "/event": true, "/global/event": true, "/api/event": true, "/api/session/ses_1/event": true,
 		"/session": false, "/session/ses_1/message": false, "/event/x": false, "": false, "/api/session": false,
 	} {
-		if got := healthPath(path) || eventPath(path); got != want {
+		if got := healthPath(path) || border.EventPath(path); got != want {
 			t.Errorf("%s: %v", path, got)
 		}
 	}

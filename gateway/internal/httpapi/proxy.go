@@ -11,6 +11,7 @@ import (
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -28,7 +29,7 @@ func (a *API) proxy(c echo.Context) error {
 	switch {
 	case reads(r.Method) && healthPath(path):
 		err = a.openCodeHealth(c, id, prefix, path)
-	case r.Method == http.MethodGet && eventPath(path):
+	case r.Method == http.MethodGet && border.EventPath(path):
 		err = a.events(c, id, prefix, path)
 	default:
 		err = a.use(c, id, prefix, path)
@@ -69,7 +70,7 @@ func (a *API) use(c echo.Context, id, prefix, path string) error {
 func (a *API) serve(c echo.Context, h lifecycle.Handle, path string, req proxy.Request) error {
 	done, cancel := context.WithCancelCause(h.Life)
 	defer cancel(nil)
-	if isStream(c.Request(), path) {
+	if border.Endless(c.Request(), path) {
 		defer context.AfterFunc(a.streams, func() { cancel(context.Cause(a.streams)) })()
 	}
 	req.Done = done
@@ -138,19 +139,3 @@ func reads(method string) bool { return method == http.MethodGet || method == ht
 
 // healthPath says whether OpenCode answers a path with its health.
 func healthPath(path string) bool { return path == "/global/health" || path == "/api/health" }
-
-// eventPath says whether OpenCode answers a path with an event stream.
-func eventPath(path string) bool {
-	switch path {
-	case "/event", "/global/event", "/api/event":
-		return true
-	}
-	return strings.HasPrefix(path, "/api/session/") && strings.HasSuffix(path, "/event")
-}
-
-// isStream says whether a request lasts until somebody ends it, so that a drain
-// must.
-func isStream(r *http.Request, path string) bool {
-	return r.Header.Get("Upgrade") != "" || eventPath(path) ||
-		strings.Contains(r.Header.Get("Accept"), "text/event-stream")
-}

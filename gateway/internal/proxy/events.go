@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/border"
 )
 
 const (
@@ -106,7 +108,7 @@ func (r EventRequest) at(target EventTarget) Request {
 func (p *Proxy) ServeEvents(w http.ResponseWriter, r *http.Request, req EventRequest) error {
 	req = req.withDefaults()
 	base := req.at(EventTarget{})
-	if err := checkPath(base.path()); err != nil {
+	if err := border.CheckPath(base.path()); err != nil {
 		return err
 	}
 	if err := base.over(); err != nil {
@@ -114,7 +116,7 @@ func (p *Proxy) ServeEvents(w http.ResponseWriter, r *http.Request, req EventReq
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer base.whenOver(cancel)()
-	out := &writer{ResponseWriter: w, ctx: ctx}
+	out := border.NewWriter(ctx, w, nil)
 	f := &eventFeed{
 		proxy: p, in: eventSubscription(ctx, r), req: req, form: eventFormOf(req.Path),
 		out: make(chan eventDelivery),
@@ -124,7 +126,7 @@ func (p *Proxy) ServeEvents(w http.ResponseWriter, r *http.Request, req EventReq
 		f.err = f.run(ctx)
 	}()
 	defer func() {
-		out.release() // before the cancel, which would cut what is written already
+		out.Release() // before the cancel, which would cut what is written already
 		cancel(nil)
 		for range f.out {
 			continue // until the feed has ended
@@ -139,7 +141,7 @@ func (p *Proxy) ServeEvents(w http.ResponseWriter, r *http.Request, req EventReq
 	switch {
 	case err == nil:
 		return nil
-	case !out.started:
+	case !out.Started():
 		return p.explain(r, &exchange{req: base, err: err})
 	}
 	p.log.DebugContext(ctx, "an event stream ended", "error", err)
@@ -221,7 +223,7 @@ type eventDelivery struct {
 // eventStream is the client's side. Only the handler's goroutine uses it.
 type eventStream struct {
 	ctx     context.Context //nolint:containedctx // the call's own, which this type serves
-	out     *writer
+	out     *border.Writer
 	control *http.ResponseController
 	feed    *eventFeed
 	silence *time.Timer // when the next heartbeat is due
@@ -242,7 +244,7 @@ func (s *eventStream) run() error {
 		case <-s.ctx.Done():
 			err = context.Cause(s.ctx)
 		case <-s.silence.C:
-			if s.out.started {
+			if s.out.Started() {
 				err = s.beat(s.feed.form.heartbeat)
 			} else {
 				err = s.beginAlone()
@@ -268,8 +270,8 @@ func (s *eventStream) take(d eventDelivery) error {
 		d.verdict <- going
 		return err
 	case d.failed != nil:
-		d.verdict <- s.out.started
-		if !s.out.started {
+		d.verdict <- s.out.Started()
+		if !s.out.Started() {
 			return d.failed
 		}
 		return nil
@@ -283,7 +285,7 @@ func (s *eventStream) take(d eventDelivery) error {
 // begin begins the client's reply with OpenCode's, if it has not begun, and says
 // whether what follows is wanted.
 func (s *eventStream) begin(head eventHead) (bool, error) {
-	if s.out.started {
+	if s.out.Started() {
 		return head.events, nil
 	}
 	if head.events {
@@ -308,7 +310,7 @@ func (s *eventStream) beginAlone() error {
 		"Cache-Control":     {"no-cache, no-transform"},
 		"X-Accel-Buffering": {"no"},
 	}
-	cleanResponseHeader(header, s.feed.req.at(EventTarget{}))
+	border.CleanResponse(header, s.feed.req.at(EventTarget{}).mount())
 	if _, err := s.begin(eventHead{status: http.StatusOK, header: header, events: true}); err != nil {
 		return err
 	}

@@ -1,20 +1,16 @@
 package proxy
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
 	"strings"
-	"sync"
-	"time"
 
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -59,6 +55,11 @@ func (r Request) path() string {
 	return r.Path
 }
 
+// mount is where the request's OpenCode is on both sides of the border.
+func (r Request) mount() border.Mount {
+	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}}
+}
+
 // over returns the reply for a sandbox whose incarnation is over, nil before.
 func (r Request) over() error {
 	if r.Done == nil || r.Done.Err() == nil {
@@ -95,12 +96,12 @@ func New(transport *Transport, settings Settings) *Proxy {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	p.reverse = &httputil.ReverseProxy{
-		Transport:      upstream{next: transport},
+		Transport:      border.Transport(transport),
 		Rewrite:        rewrite,
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   keepError,
 		FlushInterval:  -1,
-		BufferPool:     &buffers{},
+		BufferPool:     border.NewBuffers(),
 		ErrorLog:       slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
 	return p
@@ -127,7 +128,7 @@ func exchangeOf(ctx context.Context) *exchange {
 // midway Serve panics with http.ErrAbortHandler, which must reach net/http: it
 // is the only way to tell the client that the body is cut short.
 func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error {
-	if err := checkPath(req.path()); err != nil {
+	if err := border.CheckPath(req.path()); err != nil {
 		return err
 	}
 	if r.ContentLength > p.maxBody {
@@ -147,13 +148,13 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 		// that cannot do this (HTTP/2 always does) says so, and that is fine.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
-	out := &writer{ResponseWriter: w, ctx: ctx, input: req.Input}
-	defer out.release()
+	out := border.NewWriter(ctx, w, req.Input)
+	defer out.Release()
 	p.reverse.ServeHTTP(out, in)
 	if x.err == nil {
 		return nil
 	}
-	if out.started {
+	if out.Started() {
 		p.log.DebugContext(ctx, "an upgraded connection broke", "error", x.err)
 		return nil
 	}
@@ -192,7 +193,7 @@ func (p *Proxy) explain(r *http.Request, x *exchange) error {
 func rewrite(pr *httputil.ProxyRequest) {
 	req := exchangeOf(pr.In.Context()).req
 	out := pr.Out
-	query := cleanQuery(pr.In.URL.RawQuery)
+	query := border.CleanQuery(pr.In.URL.RawQuery)
 	out.URL = &url.URL{
 		Scheme:     "http",
 		Host:       strings.TrimPrefix(req.OpenCodeURL, "http://"),
@@ -207,139 +208,15 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.URL.Opaque = path // byte for byte, valid or not
 	}
 	out.Trailer = nil
-	cleanRequestHeader(out.Header)
+	border.CleanRequest(out.Header)
 	out.SetBasicAuth("opencode", req.Password)
 }
 
 func modifyResponse(res *http.Response) error {
-	cleanResponseHeader(res.Header, exchangeOf(res.Request.Context()).req)
+	border.CleanResponse(res.Header, exchangeOf(res.Request.Context()).req.mount())
 	return nil
 }
 
 func keepError(_ http.ResponseWriter, r *http.Request, err error) {
 	exchangeOf(r.Context()).err = err
-}
-
-// upstream is the transport as the ReverseProxy sees it. It keeps out what the
-// ReverseProxy would pass on unseen.
-type upstream struct{ next http.RoundTripper }
-
-// RoundTrip hides interim replies and trailers, both of which could carry a
-// header past the border, and refuses a status that no server may send.
-func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	res, err := u.next.RoundTrip(r.WithContext(untraced{r.Context()})) //nolint:contextcheck // it is the request's own, but for the trace
-	if err != nil {
-		return nil, err
-	}
-	if res.StatusCode != http.StatusSwitchingProtocols && (res.StatusCode < 200 || res.StatusCode > 599) {
-		_ = res.Body.Close()
-		return nil, fmt.Errorf("status %d is not a final one", res.StatusCode)
-	}
-	// The body fills in the trailers of the response that it came with, not of
-	// this copy.
-	clone := *res
-	clone.Trailer = nil
-	clone.Request = r
-	return &clone, nil
-}
-
-// untraced hides the ReverseProxy's httptrace, through which interim replies
-// reach the client, and without which the transport counts them towards the
-// bound on headers.
-type untraced struct{ context.Context } //nolint:containedctx // a context that wraps one
-
-// Value returns what the parent holds, unless it is a trace.
-func (c untraced) Value(key any) any {
-	v := c.Context.Value(key)
-	if _, ok := v.(*httptrace.ClientTrace); ok {
-		return nil
-	}
-	return v
-}
-
-// writer notices when a reply begins and from then on ends it together with its
-// context, even while a client that does not read blocks the write.
-type writer struct {
-	http.ResponseWriter
-	ctx     context.Context //nolint:containedctx // the exchange's own, which this type serves
-	input   func()
-	started bool
-	stops   []func() bool
-}
-
-// Unwrap lets http.ResponseController reach the writer below.
-func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// WriteHeader begins the reply.
-func (w *writer) WriteHeader(status int) {
-	w.started = true
-	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() {
-		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now())
-	}))
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// Hijack takes the connection over. The ReverseProxy closes only the sandbox's
-// side of an upgraded connection when the context ends, and waits for the
-// client's side if the sandbox had closed its own.
-func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	w.started = true
-	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() { _ = c.Close() }))
-	if w.input != nil {
-		c = &heard{c, w.input}
-	}
-	return c, rw, nil
-}
-
-// heard is a connection that tells when bytes come.
-type heard struct {
-	net.Conn
-	input func()
-}
-
-// Read reads, and tells of what came.
-func (h *heard) Read(p []byte) (int, error) {
-	n, err := h.Conn.Read(p)
-	if n > 0 {
-		h.input()
-	}
-	return n, err
-}
-
-// CloseWrite ends one way of the connection.
-func (h *heard) CloseWrite() error {
-	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
-		return c.CloseWrite()
-	}
-	return h.Close()
-}
-
-func (w *writer) release() {
-	for _, stop := range w.stops {
-		stop()
-	}
-}
-
-// buffers is the pool that all copies share.
-type buffers struct{ pool sync.Pool }
-
-const bufferSize = 32 << 10
-
-// Get returns a buffer of bufferSize bytes.
-func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
-		return p[:]
-	}
-	return make([]byte, bufferSize)
-}
-
-// Put gives a buffer back.
-func (b *buffers) Put(p []byte) {
-	if len(p) == bufferSize {
-		b.pool.Put((*[bufferSize]byte)(p))
-	}
 }

@@ -1,4 +1,8 @@
-package proxy
+// Package border is what crosses between a control plane of ours and a sandbox
+// that it serves under a path of its own: which headers and query parameters go
+// in, which come out, where a redirect may lead, and how a reply ends that was
+// begun. Gateway and API both stand on such a border and keep the same rules.
+package border
 
 import (
 	"net/http"
@@ -21,7 +25,7 @@ var inward = []string{
 
 // outward are the response headers that a sandbox may not set for an origin of
 // ours: each outlives the response, speaks for the whole origin, or makes a
-// browser or a server in front of the gateway act.
+// browser or a server in front of us act.
 //
 //nolint:gochecknoglobals // a constant list
 var outward = []string{
@@ -34,12 +38,13 @@ var outward = []string{
 }
 
 // ownParameters are the query parameters that carry a credential of ours, or
-// OpenCode's own password, which the gateway sets itself.
+// OpenCode's own password, which only the gateway knows.
 //
 //nolint:gochecknoglobals // a constant list
 var ownParameters = []string{"token", "ticket", "auth_token"}
 
-func cleanRequestHeader(h http.Header) {
+// CleanRequest removes from a request's headers what never reaches a sandbox.
+func CleanRequest(h http.Header) {
 	for _, name := range inward {
 		h.Del(name)
 	}
@@ -54,7 +59,22 @@ func cleanRequestHeader(h http.Header) {
 	}
 }
 
-func cleanResponseHeader(h http.Header, req Request) {
+// Mount is where OpenCode's paths are, before the border and behind it.
+type Mount struct {
+	// Path is the request's raw path below the mount; it begins with a slash.
+	Path string
+	// Inside is what the server behind the border has in front of OpenCode's
+	// paths, Outside what the caller has, such as "/sandbox/ID/opencode".
+	Inside, Outside string
+	// Hosts are the names, with ports, by which the server behind the border
+	// speaks of itself.
+	Hosts []string
+}
+
+// CleanResponse removes from a response's headers what a sandbox may not say,
+// keeps a redirect inside the mount or drops it, and tells browsers that what
+// they get is no page of ours.
+func CleanResponse(h http.Header, m Mount) {
 	for _, name := range outward {
 		h.Del(name)
 	}
@@ -65,7 +85,7 @@ func cleanResponseHeader(h http.Header, req Request) {
 	}
 	if location := h.Get("Location"); location != "" {
 		h.Del("Location")
-		if inside := rebase(location, req); inside != "" {
+		if inside := m.rebase(location); inside != "" {
 			h.Set("Location", inside)
 		}
 	}
@@ -74,36 +94,32 @@ func cleanResponseHeader(h http.Header, req Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 }
 
-// rebase turns a Location of OpenCode into one under the caller's prefix. Only
-// places inside the same OpenCode survive; any other is dropped ("").
-func rebase(location string, req Request) string {
+// rebase turns a Location from inside into one of the caller's. Only places in
+// the same OpenCode survive; any other is dropped ("").
+func (m Mount) rebase(location string) string {
 	base := &url.URL{Scheme: "http", Host: "opencode.invalid", Path: "/"}
-	if at, err := url.Parse(req.path()); err == nil && strings.HasPrefix(at.Path, "/") && at.Host == "" {
+	if at, err := url.Parse(m.Inside + m.Path); err == nil && strings.HasPrefix(at.Path, "/") && at.Host == "" {
 		base.Path, base.RawPath = at.Path, at.RawPath
 	}
 	to, err := url.Parse(location)
 	if err != nil {
 		return ""
 	}
-	switch to.Host {
-	case "":
-	case "127.0.0.1:4096", "localhost:4096":
-		if to.Scheme != "" && to.Scheme != "http" {
+	if to.Host != "" {
+		if !slices.Contains(m.Hosts, to.Host) || to.Scheme != "" && to.Scheme != "http" {
 			return ""
 		}
 		to.Scheme, to.Host = base.Scheme, base.Host
-	default:
-		return ""
 	}
 	to = base.ResolveReference(to)
-	path := to.EscapedPath()
-	if to.Host != base.Host || to.Scheme != base.Scheme || to.User != nil || sandbox.CheckPath(path) != nil {
+	path, below := strings.CutPrefix(to.EscapedPath(), m.Inside)
+	if !below || path != "" && path[0] != '/' || to.Host != base.Host || to.Scheme != base.Scheme || to.User != nil || sandbox.CheckPath(path) != nil {
 		return ""
 	}
-	if req.Prefix == "" && strings.HasPrefix(path, "//") {
+	if m.Outside == "" && strings.HasPrefix(path, "//") {
 		return "" // a browser would read a host
 	}
-	out := req.Prefix + path
+	out := m.Outside + path
 	if to.RawQuery != "" || to.ForceQuery {
 		out += "?" + to.RawQuery
 	}
@@ -113,9 +129,9 @@ func rebase(location string, req Request) string {
 	return out
 }
 
-// checkPath refuses a raw path that could mean another to OpenCode, or that is
+// CheckPath refuses a raw path that could mean another to OpenCode, or that is
 // not one.
-func checkPath(path string) error {
+func CheckPath(path string) error {
 	if !strings.HasPrefix(path, "/") {
 		return sandbox.Errorf(sandbox.CodeInvalidPath, "the path must begin with a slash")
 	}
@@ -125,9 +141,9 @@ func checkPath(path string) error {
 	return sandbox.CheckPath(path)
 }
 
-// cleanQuery removes the parameters of ours and leaves every other byte alone,
+// CleanQuery removes the parameters of ours and leaves every other byte alone,
 // however unparsable it is.
-func cleanQuery(raw string) string {
+func CleanQuery(raw string) string {
 	if raw == "" {
 		return raw
 	}

@@ -1,0 +1,167 @@
+package border
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"sync"
+	"time"
+)
+
+// Transport returns next as a ReverseProxy shall see it: without what the
+// ReverseProxy would pass on unseen.
+func Transport(next http.RoundTripper) http.RoundTripper { return upstream{next} }
+
+type upstream struct{ next http.RoundTripper }
+
+// RoundTrip hides interim replies and trailers, both of which could carry a
+// header past the border, and refuses a status that no server may send.
+func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := u.next.RoundTrip(r.WithContext(untraced{r.Context()})) //nolint:contextcheck // it is the request's own, but for the trace
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols && (res.StatusCode < 200 || res.StatusCode > 599) {
+		_ = res.Body.Close()
+		return nil, fmt.Errorf("status %d is not a final one", res.StatusCode)
+	}
+	// The body fills in the trailers of the response that it came with, not of
+	// this copy.
+	clone := *res
+	clone.Trailer = nil
+	clone.Request = r
+	return &clone, nil
+}
+
+// untraced hides the ReverseProxy's httptrace, through which interim replies
+// reach the client, and without which the transport counts them towards the
+// bound on headers.
+type untraced struct{ context.Context } //nolint:containedctx // a context that wraps one
+
+// Value returns what the parent holds, unless it is a trace.
+func (c untraced) Value(key any) any {
+	v := c.Context.Value(key)
+	if _, ok := v.(*httptrace.ClientTrace); ok {
+		return nil
+	}
+	return v
+}
+
+// Writer notices when a reply begins and from then on ends it together with its
+// context, even while a client that does not read blocks the write. It is for
+// one goroutine.
+type Writer struct {
+	http.ResponseWriter
+	ctx     context.Context //nolint:containedctx // the exchange's own, which this type serves
+	input   func()
+	started bool
+	stops   []func()
+}
+
+// NewWriter returns a Writer on w that ends with ctx. Input, unless it is nil, is
+// called when bytes come from the client of an upgraded connection, before they
+// go on; it must return at once.
+func NewWriter(ctx context.Context, w http.ResponseWriter, input func()) *Writer {
+	return &Writer{ResponseWriter: w, ctx: ctx, input: input}
+}
+
+// Started tells whether the reply has begun.
+func (w *Writer) Started() bool { return w.started }
+
+// Unwrap lets http.ResponseController reach the writer below.
+func (w *Writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader begins the reply.
+func (w *Writer) WriteHeader(status int) {
+	w.started = true
+	w.atEnd(func() { _ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now()) })
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Hijack takes the connection over. The ReverseProxy closes only the sandbox's
+// side of an upgraded connection when the context ends, and waits for the
+// client's side if the sandbox had closed its own.
+func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	w.started = true
+	w.atEnd(func() { _ = c.Close() })
+	if w.input != nil {
+		c = &heard{c, w.input}
+	}
+	return c, rw, nil
+}
+
+// heard is a connection that tells when bytes come.
+type heard struct {
+	net.Conn
+	input func()
+}
+
+// Read reads, and tells of what came.
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if n > 0 {
+		h.input()
+	}
+	return n, err
+}
+
+// CloseWrite ends one way of the connection.
+func (h *heard) CloseWrite() error {
+	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return h.Close()
+}
+
+// atEnd calls f when the context ends, unless Release was called before.
+func (w *Writer) atEnd(f func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(w.ctx, func() {
+		defer close(done)
+		f()
+	})
+	w.stops = append(w.stops, func() {
+		if !stop() {
+			<-done // what is below must not be touched behind the handler
+		}
+	})
+}
+
+// Release lets the reply be: the end of the context does not cut it any more, and
+// nothing touches it in the background.
+func (w *Writer) Release() {
+	for _, stop := range w.stops {
+		stop()
+	}
+	w.stops = nil
+}
+
+// NewBuffers returns a pool that all copies of a ReverseProxy share.
+func NewBuffers() httputil.BufferPool { return &buffers{} }
+
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get returns a buffer of bufferSize bytes.
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put gives a buffer back.
+func (b *buffers) Put(p []byte) {
+	if len(p) == bufferSize {
+		b.pool.Put((*[bufferSize]byte)(p))
+	}
+}
