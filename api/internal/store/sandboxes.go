@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"gorm.io/gorm"
@@ -18,7 +19,11 @@ func (s *Store) Sandboxes() *Sandboxes { return &Sandboxes{s.db} }
 
 // Create implements task.Sandboxes.
 func (s *Sandboxes) Create(ctx context.Context, row task.Sandbox) error {
-	return failed("creating a sandbox's record", createSandbox(s.db.WithContext(ctx), row), nil, task.ErrExists)
+	err := createSandbox(s.db.WithContext(ctx), row)
+	if errors.Is(err, gorm.ErrForeignKeyViolated) {
+		return task.ErrNotFound
+	}
+	return failed("creating a sandbox's record", err, nil, task.ErrExists)
 }
 
 func createSandbox(tx *gorm.DB, row task.Sandbox) error {
@@ -36,6 +41,13 @@ func createSandbox(tx *gorm.DB, row task.Sandbox) error {
 func (s *Sandboxes) Get(ctx context.Context, userID, id string) (task.Sandbox, error) {
 	var row task.Sandbox
 	err := s.db.WithContext(ctx).Where("id = ? AND user_id = ?", id, userID).Take(&row).Error
+	return row, failed("reading a sandbox's record", err, task.ErrNotFound, nil)
+}
+
+// Find implements task.Sandboxes.
+func (s *Sandboxes) Find(ctx context.Context, id string) (task.Sandbox, error) {
+	var row task.Sandbox
+	err := s.db.WithContext(ctx).Where("id = ?", id).Take(&row).Error
 	return row, failed("reading a sandbox's record", err, task.ErrNotFound, nil)
 }
 

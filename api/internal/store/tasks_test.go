@@ -448,6 +448,14 @@ func TestSandboxesAreKeptListedAndChanged(t *testing.T) {
 		want(t, b.Create(ctx, *twin), task.ErrExists)
 		_, err = b.Get(ctx, "u2", "sbx-1")
 		want(t, err, task.ErrNotFound)
+		got, err = b.Find(ctx, "sbx-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "the record of whoever it is", in, got)
+		_, err = b.Find(ctx, "sbx-9")
+		want(t, err, task.ErrNotFound)
+		want(t, b.Create(ctx, *newSandbox("sbx-4", "nobody")), task.ErrNotFound)
 
 		running := newSandbox("sbx-3", "u1")
 		running.Status, running.CreatedAt = task.SandboxRunning, moment.Add(time.Hour)

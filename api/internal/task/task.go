@@ -255,10 +255,13 @@ type SandboxFilter struct {
 
 // Sandboxes keeps the records of sandboxes. It is safe for concurrent use.
 type Sandboxes interface {
-	// Create keeps a record. Error: ErrExists.
+	// Create keeps a record. Errors: ErrExists, and ErrNotFound if there is no such
+	// user.
 	Create(ctx context.Context, s Sandbox) error
 	// Get returns a user's record, or ErrNotFound.
 	Get(ctx context.Context, userID, id string) (Sandbox, error)
+	// Find returns a record whoever's it is, or ErrNotFound.
+	Find(ctx context.Context, id string) (Sandbox, error)
 	// List returns records, the newest first, and how many there are in all.
 	List(ctx context.Context, filter SandboxFilter) ([]Sandbox, int64, error)
 	// Update changes a record. Errors: ErrNotFound.
