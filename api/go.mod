@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/agentpod/agentpod/migrations v0.0.0
 	github.com/agentpod/agentpod/shared v0.0.0
+	github.com/coder/websocket v1.8.15
 	github.com/glebarez/sqlite v1.11.0
 	github.com/google/go-cmp v0.7.0
 	github.com/google/uuid v1.6.0

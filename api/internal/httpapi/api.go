@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/sandboxes"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -34,11 +36,15 @@ type Settings struct {
 	// Proxies are the networks whose X-Forwarded-For is believed.
 	Proxies []netip.Prefix
 	Version string
+	// Recheck is how often an open stream is asked whether its caller may still
+	// have it (default 10 s).
+	Recheck time.Duration
 }
 
 // Deps are what the API calls.
 type Deps struct {
-	Accounts *account.Service
+	Accounts  *account.Service
+	Sandboxes *sandboxes.Service
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger
@@ -50,6 +56,8 @@ type API struct {
 	settings Settings
 	origins  map[string]bool
 	crossing *http.CrossOriginProtection
+	streams  streams
+	openCode *httputil.ReverseProxy
 	echo     *echo.Echo
 }
 
@@ -62,6 +70,10 @@ func New(settings Settings, deps Deps) (*API, error) {
 		}
 		a.origins[origin] = true
 	}
+	if a.settings.Recheck <= 0 {
+		a.settings.Recheck = defaultRecheck
+	}
+	a.openCode = newOpenCodeProxy(deps.Log)
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = addressOf(settings.Proxies)
@@ -100,7 +112,8 @@ func (a *API) routes(e *echo.Echo) {
 	agents := e.Group("/api/v2/agents")
 	a.agentRoutes(agents)
 	a.templateRoutes(agents)
-	a.sandboxRoutes(e.Group("/api/v2/sandboxes"))
+	agents.POST("/sandbox/:id/sync", a.syncSandbox)
+	a.sandboxRoutes(e.Group(sandboxesRoot))
 	a.credentialRoutes(e.Group("/api/providers"))
 	a.configRoutes(e.Group("/api/users/:userId/opencode"))
 	a.webhookRoute(e)
@@ -140,23 +153,23 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		c.Response().Header().Set(requestIDHeader, id)
 		a.secure(c.Response().Header())
 		preflight := a.share(r, c.Response().Header())
-		caller, err := a.admit(c, preflight)
+		who, err := a.admit(c, preflight)
 		switch {
 		case err != nil:
 			c.Response().Header().Set("Connection", "close")
 		case preflight:
 			err = c.NoContent(http.StatusNoContent)
 		default:
-			if caller.ID != "" {
+			if who.user.ID != "" {
 				_ = control.SetReadDeadline(time.Time{})
 			}
-			c.Set(callerKey, caller)
+			c.Set(callerKey, who)
 			err = next(c)
 		}
 		if err != nil {
 			c.Error(err)
 		}
-		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", caller.ID,
+		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
 			"status", c.Response().Status, "duration", time.Since(began))
 		return nil
 	}
@@ -199,22 +212,22 @@ func (a *API) share(r *http.Request, h http.Header) (preflight bool) {
 
 // admit says who sends a request and whether it may go on. Health and the login
 // client's routes are for everybody.
-func (a *API) admit(c echo.Context, preflight bool) (account.User, error) {
+func (a *API) admit(c echo.Context, preflight bool) (caller, error) {
 	r := c.Request()
 	if !a.settings.Hosts.Allow(r.Host) {
-		return account.User{}, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
+		return caller{}, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
 	}
 	if err := sandbox.CheckPath(rawPath(r)); err != nil {
-		return account.User{}, err
+		return caller{}, err
 	}
 	if preflight {
-		return account.User{}, nil
+		return caller{}, nil
 	}
 	if err := a.crossing.Check(asUnsafe(r)); err != nil {
-		return account.User{}, errOrigin
+		return caller{}, errOrigin
 	}
 	if path := r.URL.Path; path == "/health" || path == "/readyz" || strings.HasPrefix(path, authRoot) {
-		return account.User{}, nil
+		return caller{}, nil
 	}
 	return a.identify(c)
 }

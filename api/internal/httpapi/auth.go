@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -238,6 +239,7 @@ func (a *API) signOut(c echo.Context) error {
 		if err := a.Accounts.SignOut(c.Request().Context(), token); err != nil {
 			return err
 		}
+		a.streams.signOut(keyOf(token))
 	}
 	a.clearCookies(c)
 	return c.JSON(http.StatusOK, map[string]bool{"success": true})
@@ -265,26 +267,57 @@ func (a *API) session(c echo.Context) (account.Signed, error) {
 		return account.Signed{}, account.ErrNoSession
 	}
 	signed, renewed, err := a.Accounts.Session(c.Request().Context(), token)
-	if err == nil && renewed {
+	if err == nil && renewed && !toOpenCode(c.Request()) {
 		a.giveCookies(c, signed)
 	}
 	return signed, err //nolint:wrapcheck // the service says what it was doing
 }
 
 // identify returns who sends a request: the user of a session, or the service.
-func (a *API) identify(c echo.Context) (account.User, error) {
-	if token, ok := bearer(c.Request()); ok {
+func (a *API) identify(c echo.Context) (caller, error) {
+	signOuts := a.streams.signOuts()
+	if token, ok := shown(c.Request()); ok {
 		user, err := a.Accounts.ServiceUser(c.Request().Context(), token)
+		if err == nil {
+			return caller{user: user, key: keyOf(token), signOuts: signOuts, valid: func(ctx context.Context) error {
+				_, err := a.Accounts.ServiceUser(ctx, token)
+				return err //nolint:wrapcheck // the service says what it was doing
+			}}, nil
+		}
 		if !errors.Is(err, account.ErrNoSession) {
-			return user, err //nolint:wrapcheck // the service says what it was doing
+			return caller{}, err //nolint:wrapcheck // the service says what it was doing
 		}
 	}
 	signed, err := a.session(c)
 	if errors.Is(err, account.ErrNoSession) {
-		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="agentpod"`)
-		return account.User{}, sandbox.Errorf(sandbox.CodeUnauthorized, "sign in, or give a token as Authorization: Bearer TOKEN")
+		return caller{}, signInFirst(c)
 	}
-	return signed.User, err
+	_, byToken := shown(c.Request())
+	return caller{
+		user: signed.User, key: keyOf(signed.Token), cookie: !byToken, signOuts: signOuts,
+		valid: func(ctx context.Context) error {
+			_, _, err := a.Accounts.Session(ctx, signed.Token)
+			return err //nolint:wrapcheck // the service says what it was doing
+		},
+	}, err
+}
+
+// signInFirst refuses a request that nobody may send who is not known.
+func signInFirst(c echo.Context) error {
+	c.Response().Header().Set("WWW-Authenticate", `Bearer realm="agentpod"`)
+	return sandbox.Errorf(sandbox.CodeUnauthorized, "sign in, or give a token as Authorization: Bearer TOKEN")
+}
+
+// shown returns the token that a request shows by itself, which no browser adds:
+// that of the Authorization header or, on the way to a sandbox's OpenCode, of the
+// parameter that an EventSource must use. A plus that was not encoded there comes
+// as a space.
+func shown(r *http.Request) (string, bool) {
+	if token, ok := bearer(r); ok || !toOpenCode(r) {
+		return token, ok
+	}
+	token := strings.ReplaceAll(r.URL.Query().Get("token"), " ", "+")
+	return token, token != ""
 }
 
 // bearer returns the token of the Authorization header.
@@ -295,14 +328,17 @@ func bearer(r *http.Request) (string, bool) {
 }
 
 // tokenOf returns the session's token that a request shows, and whether it shows
-// any. A Bearer token goes before cookies, and may be signed or bare; a cookie
+// any. A token of its own goes before cookies, and may be signed or bare; a cookie
 // must be signed. What is signed wrongly is no token.
 func (a *API) tokenOf(r *http.Request) (token string, given bool) {
-	if shown, ok := bearer(r); ok {
-		if !strings.Contains(shown, ".") {
-			return shown, true
+	if token, ok := shown(r); ok {
+		if !strings.Contains(token, ".") {
+			return token, true
 		}
-		return a.verified(shown), true
+		return a.verified(token), true
+	}
+	if toOpenCode(r) {
+		return "", false // no cookie opens a sandbox
 	}
 	for _, cookie := range r.CookiesNamed(sessionCookie) {
 		given = given || cookie.Value != ""

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -83,11 +84,26 @@ func pageOf(c echo.Context) (task.Page, error) {
 	return page, nil
 }
 
+// caller is who sends a request, and by what right.
+type caller struct {
+	user account.User
+	// key is the same for every request with the same credential.
+	key credentialKey
+	// cookie says that the credential came as a cookie.
+	cookie bool
+	// signOuts is how many there were before the credential was looked at.
+	signOuts uint64
+	// valid returns nil while the credential is good.
+	valid func(ctx context.Context) error
+}
+
 // callerKey is where border leaves who sends a request.
 const callerKey = "caller"
 
 // callerOf returns who sends a request; border has made sure that there is one.
-func callerOf(c echo.Context) account.User {
-	user, _ := c.Get(callerKey).(account.User)
-	return user
+func callerOf(c echo.Context) account.User { return admitted(c).user }
+
+func admitted(c echo.Context) caller {
+	who, _ := c.Get(callerKey).(caller)
+	return who
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -12,9 +13,12 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/api/internal/provider"
+	"github.com/agentpod/agentpod/api/internal/sandboxes"
 	"github.com/agentpod/agentpod/api/internal/store"
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 // server is the Postgres of all tests.
@@ -62,6 +66,27 @@ type options struct {
 	account func(*account.Settings)
 	api     func(*Settings)
 	log     io.Writer
+	// backends are the providers; without them there are no sandboxes.
+	backends map[string]sandbox.Backend
+}
+
+// patience is how long a test waits for what should come at once.
+const patience = 10 * time.Second
+
+// providers are the backends by their names.
+type providers map[string]sandbox.Backend
+
+func (p providers) Backend(name string) (sandbox.Backend, error) {
+	if b, ok := p[name]; ok {
+		return b, nil
+	}
+	return nil, sandbox.Errorf(sandbox.CodeProviderMissing, "%s is not configured", name)
+}
+
+func (p providers) Select(asked string, _ provider.UseCase) (string, sandbox.Backend, error) {
+	name := cmp.Or(asked, provider.Docker)
+	b, err := p.Backend(name)
+	return name, b, err
 }
 
 func newWorld(t testing.TB, s *store.Store, o options) world {
@@ -86,7 +111,15 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if o.log != nil {
 		log = slog.New(slog.NewJSONHandler(o.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	api, err := New(settings, Deps{Accounts: accounts, Ready: s.Ping, Log: log})
+	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: s.Sandboxes(), Backends: providers(o.backends), Log: log})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := boxes.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	api, err := New(settings, Deps{Accounts: accounts, Sandboxes: boxes, Ready: s.Ping, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +136,7 @@ func (w world) listen(t testing.TB) string {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- daemon.Server{Listener: listener, Handler: w.api, DrainTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}.Run(ctx)
+		done <- daemon.Server{Listener: listener, Handler: w.api, Draining: w.api.Drain, DrainTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}.Run(ctx)
 	}()
 	t.Cleanup(func() {
 		stop()
