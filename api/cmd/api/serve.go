@@ -79,10 +79,10 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	if err != nil {
 		return err
 	}
-	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
-		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log,
-	})
 	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log})
+	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
+		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Raise: boxes.Raise, Log: log,
+	})
 	templates, err := task.NewLibrary(db.Templates(), time.Now)
 	if err != nil {
 		return fmt.Errorf("templates: %w", err)

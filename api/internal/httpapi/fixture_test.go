@@ -121,7 +121,7 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	credentials := newCredentials(t, s, log)
 	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: s.Sandboxes(), Backends: registry, Config: credentials.Config, Log: log})
 	tasks := task.New(task.Settings{}, task.Deps{
-		Tasks: s.Tasks(), Teams: s.Teams(), Sandboxes: s.Sandboxes(), Backends: registry, Config: credentials.Config, Log: log,
+		Tasks: s.Tasks(), Teams: s.Teams(), Sandboxes: s.Sandboxes(), Backends: registry, Raise: boxes.Raise, Log: log,
 	})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)

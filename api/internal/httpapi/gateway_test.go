@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/task"
@@ -41,6 +42,10 @@ func newGateway(t testing.TB, openCode http.HandlerFunc) (*fakeGateway, map[stri
 }
 
 func (g *fakeGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/health" {
+		_, _ = fmt.Fprintf(w, `{"status":"ok","timestamp":%q}`, time.Now().UTC().Format(time.RFC3339Nano))
+		return
+	}
 	if r.Header.Get("Authorization") != "Bearer "+gatewayToken {
 		w.WriteHeader(http.StatusUnauthorized)
 		return

@@ -443,7 +443,7 @@ func TestWhatIsNotMeantForTheCallerStaysInTheLog(t *testing.T) {
 	var logged bytes.Buffer
 	w := newWorld(t, storetest.Open(t, own.URL(t)), options{log: &logged})
 	must(t, own.Down())
-	for path, status := range map[string]int{authRoot + "get-session": 500, "/api/v2/nope": 500, "/readyz": 503} {
+	for path, status := range map[string]int{authRoot + "get-session": 503, "/api/v2/nope": 503, "/readyz": 503} {
 		resp, body := w.send(t, "GET", path, "", "Authorization", "Bearer some-token")
 		if resp.StatusCode != status || strings.Contains(body, "agentpod-pg") || strings.Contains(body, "connect") {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, body)

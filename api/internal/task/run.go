@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -291,41 +290,30 @@ func (s *Service) openSession(ctx context.Context, j *job, oc *opencode.Client) 
 	return nil
 }
 
-// bringUp makes the sandbox, or wakes the one that there is, with the user's
-// configuration.
+// bringUp makes the sandbox, or wakes the one that there is.
 func (s *Service) bringUp(ctx context.Context, j *job) error {
-	var config json.RawMessage
-	var hash string
-	if s.Config != nil {
-		var err error
-		if config, hash, err = s.Config(ctx, j.task.UserID); err != nil {
-			return fmt.Errorf("reading the user's configuration: %w", err)
-		}
-	}
-	id := j.sandboxID()
-	if j.task.NewSandbox {
-		// A worker cannot clone twice, and nobody knows how far a create came.
-		once := j.gitURL != "" && j.task.Provider == provider.Cloudflare
-		if once && j.task.Attempts > 1 {
-			return sandbox.Errorf(sandbox.CodeBackendFailed, "the API was restarted while the repository was cloned; send the message again")
-		}
-		j.journal.status("making a sandbox")
-		_, err := j.backend.Create(ctx, sandbox.CreateRequest{ID: id, UserID: j.task.UserID, Config: config, GitURL: j.gitURL, GitBranch: j.task.GitBranch})
-		if once && away(err) {
-			return sandbox.Errorf(sandbox.CodeBackendFailed, "%s did not answer while the repository was cloned; send the message again", j.task.Provider).WithCause(err)
-		}
-		if err != nil {
-			return err
-		}
-	} else {
+	row, err := s.Sandboxes.Get(ctx, j.task.UserID, j.sandboxID())
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return sandbox.Errorf(sandbox.CodeSandboxDeleted, "the task's sandbox was deleted")
+	case err != nil:
+		return storeAway(err)
+	case row.StartedAt != nil:
 		j.journal.status("waking the sandbox")
-		if _, err := j.backend.Wake(ctx, id, sandbox.WakeRequest{Config: config}); err != nil {
-			return err
-		}
+		_, _, err = s.Raise(ctx, row, "")
+		return err
 	}
-	status, tier, none, now := SandboxRunning, string(sandbox.TierRunning), "", time.Now()
-	s.note(ctx, id, SandboxChange{Status: &status, Tier: &tier, ErrorMessage: &none, StartedAt: &now, ConfigHash: &hash, LastActiveAt: &now})
-	return nil
+	// A worker cannot clone twice, and nobody knows how far a create came.
+	once := j.gitURL != "" && j.task.Provider == provider.Cloudflare
+	if once && j.task.Attempts > 1 {
+		return sandbox.Errorf(sandbox.CodeBackendFailed, "the API was restarted while the repository was cloned; send the message again")
+	}
+	j.journal.status("making a sandbox")
+	_, _, err = s.Raise(ctx, row, j.gitURL)
+	if once && away(err) {
+		return sandbox.Errorf(sandbox.CodeBackendFailed, "%s did not answer while the repository was cloned; send the message again", j.task.Provider).WithCause(err)
+	}
+	return err
 }
 
 // note keeps what was learnt of a sandbox. That it cannot be kept is no reason to

@@ -62,10 +62,10 @@ type Deps struct {
 	Teams     Teams
 	Sandboxes Sandboxes
 	Backends  Backends
-	// Config returns what a user's sandboxes are configured with, nil for nothing,
-	// and a text that changes with it.
-	Config func(ctx context.Context, userID string) (config json.RawMessage, hash string, err error)
-	Log    *slog.Logger
+	// Raise brings a sandbox up: it makes one that was never started, cloning
+	// gitURL if that is not empty, and wakes another.
+	Raise func(ctx context.Context, row Sandbox, gitURL string) (Sandbox, sandbox.Backend, error)
+	Log   *slog.Logger
 }
 
 // Service runs tasks and teams. A task goes on whoever asked for it left; one

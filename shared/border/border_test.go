@@ -1,0 +1,69 @@
+package border_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/agentpod/agentpod/shared/border"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestARedirectIsMovedFromMountToMount(t *testing.T) {
+	t.Parallel()
+	mount := border.Mount{Path: "/x/y", Inside: "/base/a", Outside: "/out/a", Hosts: []string{"inside:1"}}
+	for location, want := range map[string]string{
+		"/base/a/z?q#f": "/out/a/z?q#f", "z": "/out/a/x/z", "?q": "/out/a/x/y?q", "http://inside:1/base/a/z": "/out/a/z", "/base/a": "/out/a",
+		"/base/ab/z": "", "/z": "", "../../../../z": "", "/base/a/../b": "", "http://inside:1/z": "", "https://inside:1/base/a/z": "",
+		"//evil/base/a/z": "", "http://inside:1@evil/base/a": "", "http://u@inside:1/base/a/z": "", "/base/a/%2e%2e/z": "", "javascript:x": "", ":": "",
+	} {
+		h := http.Header{"Location": {location}}
+		border.CleanResponse(h, mount)
+		if got := h.Get("Location"); got != want {
+			t.Errorf("%q became %q, want %q", location, got, want)
+		}
+	}
+}
+
+func TestAReplyIsCutUntilItIsReleased(t *testing.T) {
+	t.Parallel()
+	for name, released := range map[string]bool{"released": true, "not released": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			written := make(chan error, 1)
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := context.WithCancel(r.Context())
+				out := border.NewWriter(ctx, w, nil)
+				out.WriteHeader(http.StatusOK)
+				if !out.Started() {
+					t.Error("the reply has not started")
+				}
+				if released {
+					out.Release()
+				}
+				cancel()
+				out.Release() // waits for the cut, if there is one
+				_, err := out.Write(make([]byte, 1<<20))
+				written <- err
+			}))
+			defer server.Close()
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := server.Client().Do(r)
+			if err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+			if err := <-written; released != (err == nil) {
+				t.Errorf("writing: %v", err)
+			}
+		})
+	}
+}
