@@ -83,7 +83,10 @@ func newGateway(env ...string) (*gateway, error) {
 	if g.git, err = scriptedmodel.StartGit(context.Background(), at, "", nil); err != nil {
 		return nil, err
 	}
-	return g, g.up()
+	if err := g.up(); err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 func (g *gateway) env(config string) []string {
@@ -109,7 +112,7 @@ func (g *gateway) url() string { return "http://" + g.addr }
 func (g *gateway) token() string { return readSecret(g.dir, "gateway.token") }
 
 func readSecret(dir, name string) string {
-	raw, _ := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // the test's own
+	raw, _ := os.ReadFile(filepath.Join(dir, name))
 	return strings.TrimSpace(string(raw))
 }
 
@@ -121,8 +124,7 @@ func (g *gateway) destroy() error {
 	if g.Ended() {
 		problems = append(problems, g.up())
 	}
-	problems = append(problems, g.empty(ctx, "/sandboxes?limit=100"))
-	problems = append(problems, g.Stop(syscall.SIGTERM), g.model.Close(), g.git.Close())
+	problems = append(problems, g.empty(ctx, "/sandboxes?limit=100"), g.Stop(syscall.SIGTERM), g.model.Close(), g.git.Close())
 	remove := exec.CommandContext(ctx, "docker", "network", "rm", "agentpod-"+readSecret(g.dir, "installation")) //nolint:gosec // our own
 	if out, err := remove.CombinedOutput(); err != nil {
 		problems = append(problems, fmt.Errorf("removing the network: %w: %s", err, out))
@@ -190,11 +192,7 @@ const (
 // lines override the environment.
 func newAPI(t testing.TB, g *gateway, more ...string) *api {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "agentpod-api-e2e-api-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &api{dir: dir, addr: "127.0.0.1:0"}
+	a := &api{dir: t.TempDir(), addr: "127.0.0.1:0"}
 	if g != nil {
 		a.more = append(a.more, "GATEWAY_URL="+g.url(), "GATEWAY_TOKEN="+g.token())
 	} else {
@@ -205,7 +203,7 @@ func newAPI(t testing.TB, g *gateway, more ...string) *api {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		err := errors.Join(a.Stop(syscall.SIGTERM), os.RemoveAll(dir))
+		err := a.Stop(syscall.SIGTERM)
 		for _, id := range a.users {
 			if g != nil && !g.Ended() { // there is room for so many only
 				err = errors.Join(err, g.empty(context.Background(), "/sandboxes?limit=100&userId="+id))

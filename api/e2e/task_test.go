@@ -143,7 +143,7 @@ func TestACancelledTaskStops(t *testing.T) {
 	})
 }
 
-// A team's time is that of its slowest agent, and one that fails fails alone.
+// A team's time is that of its slowest agent, and a failure is one agent's own.
 func TestATeamWorksAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	c := newAPI(t, sharedGateway.get(t)).admin(t)

@@ -137,7 +137,7 @@ func openCredentials(ctx context.Context, cfg config.Config, keys keys, db *stor
 // serveWith serves the routes, and runs beside them what goes on in the
 // background; that ends after the last request did.
 func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps, beside ...func(context.Context)) error {
-	api, err := httpapi.New(httpapi.Settings{
+	api, err := httpapi.New(httpapi.Settings{ //nolint:contextcheck // handlers take their requests'
 		Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts), Origins: cfg.Origins, Secure: cfg.Secure, Proxies: cfg.Proxies, Version: daemon.Version(),
 	}, deps)
 	if err != nil {

@@ -227,7 +227,7 @@ func (a *API) share(r *http.Request, h http.Header) (preflight bool) {
 		return false
 	}
 	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID, X-Opencode-Directory")
 	h.Set("Access-Control-Max-Age", preflightAge)
 	return true
 }
