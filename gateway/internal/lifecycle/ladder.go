@@ -84,7 +84,7 @@ func (m *Manager) look() {
 		select {
 		case <-every.C:
 			all := m.all()
-			surplus := m.surplus(all)
+			surplus := m.surplus(all, time.Now())
 			for _, b := range all {
 				m.lookAt(b, time.Now(), surplus[b])
 			}
@@ -94,31 +94,35 @@ func (m *Manager) look() {
 	}
 }
 
-// surplus are the frozen sandboxes that are one too many, the longest idle first.
-func (m *Manager) surplus(all []*box) map[*box]bool {
-	if m.settings.MaxFrozen <= 0 {
-		return nil
-	}
-	type frozen struct {
-		b     *box
-		since time.Time
-	}
-	var found []frozen
+// surplus are the sandboxes that are one too many, the longest idle first: frozen
+// ones beyond MaxFrozen, and as many running ones as there was no room for others
+// since the last look.
+func (m *Manager) surplus(all []*box, now time.Time) map[*box]bool {
+	var frozen, idle []*box
+	since := map[*box]time.Time{}
 	for _, b := range all {
 		b.mu.Lock()
-		if b.state == stateFrozen {
-			found = append(found, frozen{b, b.lastActive})
+		since[b] = b.lastActive
+		unused := b.inUse == 0 && b.held.Load() == 0 && now.Sub(b.lastActive) >= m.settings.RoomAfter
+		switch {
+		case b.state == stateFrozen:
+			frozen = append(frozen, b)
+		case b.state == stateRunning && unused && m.settings.Idle.with(b.rec.Idle).Freeze > 0:
+			idle = append(idle, b)
 		}
 		b.mu.Unlock()
 	}
-	if len(found) <= m.settings.MaxFrozen {
-		return nil
-	}
-	slices.SortFunc(found, func(a, b frozen) int { return a.since.Compare(b.since) })
 	over := map[*box]bool{}
-	for _, f := range found[:len(found)-m.settings.MaxFrozen] {
-		over[f.b] = true
+	longest := func(boxes []*box, n int) {
+		slices.SortFunc(boxes, func(a, b *box) int { return since[a].Compare(since[b]) })
+		for _, b := range boxes[:max(0, min(n, len(boxes)))] {
+			over[b] = true
+		}
 	}
+	if m.settings.MaxFrozen > 0 {
+		longest(frozen, len(frozen)-m.settings.MaxFrozen)
+	}
+	longest(idle, int(m.refused.Swap(0)))
 	return over
 }
 
@@ -141,6 +145,8 @@ func (m *Manager) dueLocked(b *box, idle Idle, now time.Time, surplus bool) (d d
 		d.tier = tier
 	}
 	switch {
+	case running && surplus && d.tier == "" && !b.dirty && !b.persisting:
+		d.tier = sandbox.TierFrozen
 	case b.state == stateFrozen && surplus && d.tier == "",
 		// It stopped by itself: what it has is stored before anything else happens to it.
 		b.state == stateStopped && d.tier == "" && b.rec.Tier == "" && since >= m.settings.PersistRetry:
@@ -159,7 +165,7 @@ func (m *Manager) dueLocked(b *box, idle Idle, now time.Time, surplus bool) (d d
 }
 
 // lookAt begins what is due for one sandbox, in the background. One that is
-// surplus does not stay frozen.
+// surplus takes a step down.
 func (m *Manager) lookAt(b *box, now time.Time, surplus bool) {
 	b.mu.Lock()
 	idle := m.settings.Idle.with(b.rec.Idle)

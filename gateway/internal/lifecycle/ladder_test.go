@@ -333,6 +333,57 @@ func TestTooManyFrozenSandboxesAreStopped(t *testing.T) {
 	}
 }
 
+func TestRoomIsMadeOfTheSandboxThatWasIdleLongest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery, s.MaxRunning, s.RoomAfter, s.PersistPause = 5*time.Millisecond, 3, 0, 0
+		s.Idle = Idle{Freeze: time.Hour}
+	})
+	for _, id := range []string{"used", "idle", "idler"} {
+		w.mustCreate(m, id)
+	}
+	h, err := m.Use(t.Context(), "used", Working)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mustUse(m, "idle")
+	until(t, "there is room for another", func() bool {
+		_, err := m.Create(t.Context(), request("new"))
+		if err != nil && !sandbox.HasCode(err, sandbox.CodeNoCapacity) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	if st := m.find("idler").current(); st != stateFrozen {
+		t.Errorf("the one that was idle longest is %s", st)
+	}
+	if st := m.find("used").current(); st != stateRunning {
+		t.Errorf("the one that is used is %s", st)
+	}
+	h.Release()
+}
+
+func TestNoRoomIsMadeOfSandboxesThatNeverFreeze(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery, s.MaxRunning, s.RoomAfter, s.PersistPause, s.Idle = 5*time.Millisecond, 1, 0, 0, Idle{}
+	})
+	w.mustCreate(m, "a")
+	looks := 0
+	until(t, "it was looked at often", func() bool {
+		if _, err := m.Create(t.Context(), request("b")); !sandbox.HasCode(err, sandbox.CodeNoCapacity) {
+			t.Fatal(err)
+		}
+		looks++
+		return looks > 20
+	})
+	if st := m.find("a").current(); st != stateRunning {
+		t.Errorf("it is %s", st)
+	}
+}
+
 func TestABusySandboxThatWasAdoptedIsNotPutToSleep(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

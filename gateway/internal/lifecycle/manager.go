@@ -58,8 +58,11 @@ type Notices interface {
 // Settings of a Manager.
 type Settings struct {
 	Deadlines Deadlines
-	// MaxRunning bounds the sandboxes that run at once, 0 means no bound.
+	// MaxRunning bounds the sandboxes that run at once, 0 means no bound. When one
+	// more is wanted, the longest idle of those that were not used for RoomAfter
+	// is frozen.
 	MaxRunning int
+	RoomAfter  time.Duration
 	// MaxFrozen bounds the sandboxes that are frozen, as they keep their memory: of
 	// more the longest idle are stopped. 0 means no bound.
 	MaxFrozen int
@@ -90,6 +93,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		Deadlines:       DefaultDeadlines(),
 		MaxRunning:      20,
+		RoomAfter:       10 * time.Second,
 		MaxFrozen:       20,
 		BootConcurrency: 4,
 		MaxHeld:         128,
@@ -119,6 +123,8 @@ type Manager struct {
 	work      sync.WaitGroup
 	bootSlots chan struct{}
 	occupied  atomic.Int64
+	// refused counts who found no room since the last look.
+	refused atomic.Int64
 
 	mu     sync.RWMutex
 	boxes  map[string]*box
@@ -308,10 +314,11 @@ func (m *Manager) becomeLocked(b *box, next state, forced bool) error {
 		limit := int64(m.settings.MaxRunning)
 		if n := m.occupied.Add(1); limit > 0 && n > limit && !forced {
 			m.occupied.Add(-1)
+			m.refused.Add(1)
 			return &sandbox.Error{
 				Code:       sandbox.CodeNoCapacity,
-				Message:    "all the sandboxes that may run at once are running; stop or delete one, or raise MAX_RUNNING",
-				RetryAfter: 30 * time.Second,
+				Message:    "all the sandboxes that may run at once are running; an idle one is put to sleep if there is one, so try again, stop or delete one, or raise MAX_RUNNING",
+				RetryAfter: 5 * time.Second,
 			}
 		}
 	case was && !will:
