@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -27,6 +28,31 @@ func TestARedirectIsMovedFromMountToMount(t *testing.T) {
 		if got := h.Get("Location"); got != want {
 			t.Errorf("%q became %q, want %q", location, got, want)
 		}
+	}
+}
+
+// The connection has its next request behind a body that nobody read.
+func TestABodyThatIsNotReadLeavesTheConnectionUsable(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := border.NewWriter(r.Context(), w, nil)
+		defer out.Release()
+		_, leave := out.Upload(r, 1<<20)
+		defer leave()
+		out.WriteHeader(http.StatusNotImplemented)
+	}))
+	defer server.Close()
+	for range 50 {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, strings.NewReader("not read"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := server.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -80,6 +81,41 @@ func (w *Writer) WriteHeader(status int) {
 	w.started = true
 	w.atEnd(func() { _ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now()) })
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// leaveTime is how long the rest of a body may take behind its reply.
+const leaveTime = 10 * time.Second
+
+// Upload returns the body of a request, bounded in bytes, to be read while the
+// reply is on its way, which net/http's server does not allow otherwise. A writer
+// that cannot do this (HTTP/2 always does) says so, and that is fine. The handler
+// calls leave at its end: were a rest of the body left to the server, it would
+// take the client's next request for a read at the same time, and panic.
+func (w *Writer) Upload(r *http.Request, limit int64) (body io.ReadCloser, leave func()) {
+	if r.Body == nil || r.ContentLength == 0 {
+		return r.Body, func() {}
+	}
+	body = http.MaxBytesReader(w.ResponseWriter, r.Body, limit)
+	if r.Header.Get("Upgrade") != "" { // the connection is not the server's afterwards
+		return body, func() {}
+	}
+	control := http.NewResponseController(w.ResponseWriter)
+	if control.EnableFullDuplex() != nil {
+		return body, func() {}
+	}
+	return body, func() {
+		_ = control.SetReadDeadline(time.Now().Add(leaveTime))
+		if w.ctx.Err() != nil {
+			_ = control.SetReadDeadline(time.Now())
+		}
+		switch err := r.Body.Close(); {
+		case err == nil:
+		case w.started:
+			panic(http.ErrAbortHandler) // what is left of the body would be the next request
+		default:
+			w.Header().Set("Connection", "close")
+		}
+	}
 }
 
 // Hijack takes the connection over. The ReverseProxy closes only the sandbox's

@@ -80,7 +80,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 		return err
 	}
 	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log})
-	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
+	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Raising: cfg.TaskRaising, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
 		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Raise: boxes.Raise, Log: log,
 	})
 	templates, err := task.NewLibrary(db.Templates(), time.Now)

@@ -63,7 +63,9 @@ type Config struct {
 	// that is built in.
 	Catalogue string `env:"CATALOGUE"`
 
-	TaskTimeout     time.Duration `env:"TASK_TIMEOUT" envDefault:"10m"`
+	TaskTimeout time.Duration `env:"TASK_TIMEOUT" envDefault:"10m"`
+	// TaskRaising is what a task has beyond it, to make or wake its sandbox.
+	TaskRaising     time.Duration `env:"TASK_RAISE_TIMEOUT" envDefault:"5m"`
 	TaskConcurrency int           `env:"TASK_CONCURRENCY" envDefault:"256"`
 	TeamSize        int           `env:"TEAM_SIZE" envDefault:"10"`
 	DrainTimeout    time.Duration `env:"DRAIN_TIMEOUT" envDefault:"15s"`
@@ -144,6 +146,9 @@ func (c *Config) Validate() error {
 	}
 	if c.TaskTimeout <= 0 {
 		say("TASK_TIMEOUT", "above 0", "10m")
+	}
+	if c.TaskRaising <= 0 {
+		say("TASK_RAISE_TIMEOUT", "above 0", "5m")
 	}
 	if c.TaskConcurrency < 1 {
 		say("TASK_CONCURRENCY", "1 or more", "256")

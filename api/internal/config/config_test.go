@@ -43,7 +43,7 @@ func TestEverythingIsRead(t *testing.T) {
 		"MAKE_ADMIN": "true", "ADMIN_EMAIL": "root@example.com", "ADMIN_PASSWORD": "password1",
 		"GATEWAY_URL": "", "ENABLE_CLOUDFLARE_SANDBOXES": "true", "CLOUDFLARE_WORKER_URL": "https://w.example", "CLOUDFLARE_API_TOKEN": "cf",
 		"DEFAULT_SANDBOX_PROVIDER": "cloudflare", "WEBHOOK_TOKEN_DOCKER": strings.Repeat("d", 16), "WEBHOOK_TOKEN_CLOUDFLARE": strings.Repeat("c", 16),
-		"CATALOGUE": "https://models.dev/api.json", "TASK_TIMEOUT": "1m", "TASK_CONCURRENCY": "1", "TEAM_SIZE": "3", "DRAIN_TIMEOUT": "1s", "LOG_LEVEL": "debug", "LOG_FORMAT": "text",
+		"CATALOGUE": "https://models.dev/api.json", "TASK_TIMEOUT": "1m", "TASK_RAISE_TIMEOUT": "2m", "TASK_CONCURRENCY": "1", "TEAM_SIZE": "3", "DRAIN_TIMEOUT": "1s", "LOG_LEVEL": "debug", "LOG_FORMAT": "text",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +136,7 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 		"an automatic choice without a gateway":     {map[string]string{"GATEWAY_URL": "", "AUTO_SELECT_PROVIDER": "true"}, "GATEWAY_URL must be set if AUTO_SELECT_PROVIDER"},
 		"a catalogue without TLS":                   {map[string]string{"CATALOGUE": "http://models.dev/api.json"}, "CATALOGUE must be"},
 		"no time for a task":                        {map[string]string{"TASK_TIMEOUT": "0s"}, "TASK_TIMEOUT must be above 0"},
+		"no time for a task's sandbox":              {map[string]string{"TASK_RAISE_TIMEOUT": "0s"}, "TASK_RAISE_TIMEOUT must be above 0"},
 		"a time that is none":                       {map[string]string{"TASK_TIMEOUT": "soon"}, "TASK_TIMEOUT: "},
 		"no tasks at once":                          {map[string]string{"TASK_CONCURRENCY": "0"}, "TASK_CONCURRENCY must be 1 or more"},
 		"a team of nobody":                          {map[string]string{"TEAM_SIZE": "0"}, "TEAM_SIZE must be 1 to 100"},

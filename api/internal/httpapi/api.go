@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
@@ -186,6 +187,8 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 			}
 			c.Set(callerKey, who)
 			err = next(c)
+			// What is left of a body is read before the answer goes out.
+			_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
 		}
 		if err != nil {
 			c.Error(err)
@@ -240,6 +243,9 @@ func (a *API) admit(c echo.Context, preflight bool) (caller, error) {
 	}
 	if err := sandbox.CheckPath(rawPath(r)); err != nil {
 		return caller{}, err
+	}
+	if !utf8.ValidString(r.URL.Path) { // not every database takes such a name
+		return caller{}, sandbox.Errorf(sandbox.CodeInvalidPath, "the path is not UTF-8")
 	}
 	if preflight {
 		return caller{}, nil

@@ -29,21 +29,30 @@ func (a *API) configRoutes(g *echo.Group) {
 // that one.
 func (a *API) owned(route func(c echo.Context, userID string) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		caller, userID := callerOf(c), c.Param("userId")
-		if userID != caller.ID {
-			err := account.ErrNotFound
-			if caller.Admin() {
-				_, err = a.Accounts.User(c.Request().Context(), userID)
-			}
-			if errors.Is(err, account.ErrNotFound) {
-				return sandbox.Errorf(sandbox.CodeUserNotFound, "there is no such user")
-			}
-			if err != nil {
-				return err //nolint:wrapcheck // the service says what it was doing
-			}
+		user, err := a.userNamed(c, c.Param("userId"))
+		if err != nil {
+			return err
 		}
-		return route(c, userID)
+		return route(c, user.ID)
 	}
+}
+
+// userNamed returns a user for whom the caller may act: the caller, and an
+// admin's everybody. Any other is user_not_found, as is one that does not exist.
+func (a *API) userNamed(c echo.Context, id string) (account.User, error) {
+	caller := callerOf(c)
+	if id == caller.ID {
+		return caller, nil
+	}
+	err := account.ErrNotFound
+	var user account.User
+	if caller.Admin() {
+		user, err = a.Accounts.User(c.Request().Context(), id)
+	}
+	if errors.Is(err, account.ErrNotFound) {
+		return user, sandbox.Errorf(sandbox.CodeUserNotFound, "there is no such user")
+	}
+	return user, err //nolint:wrapcheck // the service says what it was doing
 }
 
 // configFileBody is a file of a user on the wire.

@@ -140,14 +140,11 @@ func (a *API) proxy(c echo.Context) error {
 		mount: border.Mount{Path: path, Inside: base.EscapedPath(), Outside: sandboxesRoot + "/" + id + "/opencode"},
 	}
 	in := r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
-	if r.Body != nil && r.ContentLength != 0 {
-		in.Body = http.MaxBytesReader(c.Response(), r.Body, maxProxyBody)
-		// Otherwise the server stops reading the body when the reply begins. A writer
-		// that cannot do this (HTTP/2 always does) says so, and that is fine.
-		_ = http.NewResponseController(c.Response()).EnableFullDuplex()
-	}
 	out := border.NewWriter(ctx, c.Response(), nil)
 	defer out.Release()
+	body, leave := out.Upload(r, maxProxyBody)
+	defer leave()
+	in.Body = body
 	a.openCode.ServeHTTP(out, in)
 	switch {
 	case x.err == nil:

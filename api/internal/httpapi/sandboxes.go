@@ -162,14 +162,14 @@ func (a *API) createSandbox(c echo.Context) error {
 	if err := decode(c, &req); err != nil {
 		return err
 	}
-	userID := callerOf(c).ID
-	if req.UserID != "" && req.UserID != userID {
-		if !callerOf(c).Admin() {
-			return sandbox.Errorf(sandbox.CodeUserNotFound, "there is no such user")
+	owner := callerOf(c)
+	if req.UserID != "" {
+		var err error
+		if owner, err = a.userNamed(c, req.UserID); err != nil {
+			return err
 		}
-		userID = req.UserID
 	}
-	row, err := a.Sandboxes.Create(c.Request().Context(), userID, sandboxes.NewSandbox{
+	row, err := a.Sandboxes.Create(c.Request().Context(), owner.ID, sandboxes.NewSandbox{
 		Name: req.Name, Description: req.Description, GithubURL: req.GithubURL, GitBranch: req.GitBranch,
 		Provider: req.Provider, Later: req.AutoStart != nil && !*req.AutoStart,
 	})

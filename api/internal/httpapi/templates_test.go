@@ -75,12 +75,11 @@ func TestTemplatesOfOnesOwn(t *testing.T) {
 			id     string
 			header []string
 		}{
-			"somebody else's":       {made.ID, asEve},
-			"one that ships":        {"system-fix-bug", asAda},
-			"everybody's":           {"shared", asAda},
-			"none":                  {"template-none", asAda},
-			"an id that is no text": {"%ff", asAda},
-			"an id with SQL in it":  {"x'%20OR%20'1'='1", asAda},
+			"somebody else's":      {made.ID, asEve},
+			"one that ships":       {"system-fix-bug", asAda},
+			"everybody's":          {"shared", asAda},
+			"none":                 {"template-none", asAda},
+			"an id with SQL in it": {"x'%20OR%20'1'='1", asAda},
 		} {
 			for _, method := range []string{"PUT", "DELETE"} {
 				resp, body := w.send(t, method, templatesPath+"/"+c.id, goodTemplate, c.header...)

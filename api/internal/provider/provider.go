@@ -3,6 +3,7 @@
 package provider
 
 import (
+	"errors"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -42,4 +43,18 @@ type State struct {
 type Provider struct {
 	Name    string
 	Backend sandbox.Backend
+}
+
+// Told is what a backend's error is to a user: that it does not let us in, or
+// does not know a route, is no fault of the user's.
+func Told(err error) error {
+	e, ok := errors.AsType[*sandbox.Error](err)
+	if !ok {
+		return err
+	}
+	switch e.Code { //nolint:exhaustive // the rest are the user's to know
+	case sandbox.CodeUnauthorized, sandbox.CodeForbiddenHost, sandbox.CodeForbiddenOrigin, sandbox.CodeRouteNotFound, sandbox.CodeMethodNotAllowed:
+		return sandbox.Errorf(sandbox.CodeBackendFailed, "the sandbox's provider refused the API; its settings must be checked").WithCause(err)
+	}
+	return err
 }

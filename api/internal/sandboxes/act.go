@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/http"
 
+	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -63,7 +64,7 @@ func (s *Service) hibernate(
 	}
 	reply, err := backend.Hibernate(ctx, id, req)
 	if err != nil {
-		return row, told(err)
+		return row, provider.Told(err)
 	}
 	return s.change(ctx, row, task.SandboxChange{
 		Status: &status, Tier: ptr(tierOf(reply.Tier)), ErrorMessage: ptr(""),
@@ -87,7 +88,7 @@ func (s *Service) Delete(ctx context.Context, userID, id string) error {
 			return err //nolint:wrapcheck // an error for the caller
 		}
 		if err := backend.Delete(ctx, id); err != nil && !sandbox.HasCode(err, sandbox.CodeSandboxNotFound) {
-			return told(err)
+			return provider.Told(err)
 		}
 	}
 	ctx, cancel := settling(ctx)
@@ -103,7 +104,7 @@ func (s *Service) Sync(ctx context.Context, userID, id string) (sandbox.SyncResp
 	}
 	reply, err := backend.Sync(ctx, id)
 	if err != nil {
-		return reply, told(err)
+		return reply, provider.Told(err)
 	}
 	now := s.now()
 	_, err = s.change(ctx, row, task.SandboxChange{WorkspaceSyncedAt: &now})
@@ -168,7 +169,7 @@ func ask[T any](ctx context.Context, s *Service, userID, id string, what func(sa
 		return none, err
 	}
 	out, err := what(backend)
-	return out, told(err)
+	return out, provider.Told(err)
 }
 
 // OpenCode returns a way to a sandbox's OpenCode, as sandbox.Backend has it.

@@ -249,7 +249,7 @@ func (s *Service) Raise(ctx context.Context, row task.Sandbox, gitURL string) (t
 		_, err = backend.Wake(ctx, row.ID, req)
 	}
 	if err != nil {
-		return row, nil, told(err)
+		return row, nil, provider.Told(err)
 	}
 	now := s.now()
 	c := task.SandboxChange{

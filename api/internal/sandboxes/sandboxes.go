@@ -181,26 +181,12 @@ func (s *Service) change(ctx context.Context, row task.Sandbox, c task.SandboxCh
 	return s.row(ctx, row.UserID, row.ID)
 }
 
-// told is what a backend's error is to a user: that it does not let us in, or
-// does not know a route, is no fault of the user's.
-func told(err error) error {
-	e, ok := errors.AsType[*sandbox.Error](err)
-	if !ok {
-		return err
-	}
-	switch e.Code { //nolint:exhaustive // the rest are the user's to know
-	case sandbox.CodeUnauthorized, sandbox.CodeForbiddenHost, sandbox.CodeForbiddenOrigin, sandbox.CodeRouteNotFound, sandbox.CodeMethodNotAllowed:
-		return sandbox.Errorf(sandbox.CodeBackendFailed, "the sandbox's provider refused the API; its settings must be checked").WithCause(err)
-	}
-	return err
-}
-
 // maxErrorText bounds what a record says of a failure, in bytes.
 const maxErrorText = 500
 
 // sentence is what a record says of a failure.
 func sentence(err error) string {
-	if e, ok := errors.AsType[*sandbox.Error](told(err)); ok && e.Code != sandbox.CodeInternal {
+	if e, ok := errors.AsType[*sandbox.Error](provider.Told(err)); ok && e.Code != sandbox.CodeInternal {
 		return printable.Line(e.Message, maxErrorText)
 	}
 	return "something went wrong in the API; start the sandbox again"

@@ -38,8 +38,6 @@ func (j *job) sandboxID() string {
 const (
 	// renewals is how often a lease is renewed in its time.
 	renewals = 4
-	// makeTime is what a task has beyond its turn, to make or wake its sandbox.
-	makeTime = 5 * time.Minute
 	// maxAttempts is how many processes may take up a task: one that brings down
 	// each must end.
 	maxAttempts = 5
@@ -127,7 +125,7 @@ func (s *Service) work(ctx context.Context, j *job) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.settings.Timeout+makeTime)
+	ctx, cancel := context.WithTimeout(ctx, s.settings.Timeout+s.settings.Raising)
 	defer cancel()
 	var since time.Time // the backend is away
 	for wait := time.Second; ; wait = min(2*wait, 5*time.Second) {
@@ -181,7 +179,7 @@ func (s *Service) outOfTime(ctx context.Context, j *job) error {
 			s.Log.Warn("a task's agent could not be stopped", "taskId", j.task.ID, "error", err)
 		}
 	}
-	return sandbox.Errorf(sandbox.CodeTurnDeadline, "the task did not end within %s", s.settings.Timeout+makeTime)
+	return sandbox.Errorf(sandbox.CodeTurnDeadline, "the task did not end within %s", s.settings.Timeout+s.settings.Raising)
 }
 
 func abort(ctx context.Context, backend sandbox.Backend, sandboxID, sessionID string) error {
@@ -376,7 +374,8 @@ func (j *job) keep(response string, parts []json.RawMessage) {
 		_ = json.Unmarshal(parts[0], &first) // a part without an id is none the worse
 	}
 	j.result = &Result{
-		TaskID: j.task.ID, SandboxID: j.sandboxID(), SessionID: j.task.SessionID, MessageID: first.MessageID, Response: response, Parts: parts,
+		TaskID: j.task.ID, SandboxID: j.sandboxID(), SessionID: j.task.SessionID, MessageID: first.MessageID, Parts: parts,
+		Response: strings.ReplaceAll(response, "\x00", "\ufffd"), // which not every database keeps
 	}
 }
 
@@ -595,7 +594,7 @@ func explain(err error) *sandbox.Error {
 	if err == nil {
 		return nil
 	}
-	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+	if e, ok := errors.AsType[*sandbox.Error](provider.Told(err)); ok {
 		return e
 	}
 	return sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the API; its log has the cause under the task's id").WithCause(err)

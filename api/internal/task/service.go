@@ -25,9 +25,9 @@ type Backends interface {
 
 // Settings of a Service; zero fields mean the defaults.
 type Settings struct {
-	// Timeout bounds an agent's turn: 10 min. Making or waking its sandbox has
-	// five more.
-	Timeout time.Duration
+	// Timeout bounds an agent's turn: 10 min. Raising is what a task has beyond it,
+	// to make or wake its sandbox: 5 min.
+	Timeout, Raising time.Duration
 	// Concurrency is how many tasks run at once: 256. Four times as many wait.
 	Concurrency int
 	// TeamSize is how many agents a team may have: 10.
@@ -42,7 +42,7 @@ func (s Settings) orDefault() Settings {
 	for _, d := range []struct {
 		value    *time.Duration
 		fallback time.Duration
-	}{{&s.Timeout, 10 * time.Minute}, {&s.Lease, 20 * time.Second}, {&s.Patience, 40 * time.Second}} {
+	}{{&s.Timeout, 10 * time.Minute}, {&s.Raising, 5 * time.Minute}, {&s.Lease, 20 * time.Second}, {&s.Patience, 40 * time.Second}} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
 		}
@@ -144,7 +144,11 @@ func (r Request) check() error {
 	if len(r.Message) > maxMessage {
 		return sandbox.Errorf(sandbox.CodeTooLarge, "the message is larger than %d bytes; put long texts into a file of the workspace", maxMessage)
 	}
-	for name, text := range map[string]string{"message": r.Message, "gitUrl": r.GitURL, "gitBranch": r.GitBranch} {
+	texts := map[string]string{"message": r.Message, "gitUrl": r.GitURL, "gitBranch": r.GitBranch, "sandboxId": r.SandboxID}
+	if r.Model != nil {
+		texts["model"] = r.Model.ProviderID + r.Model.ModelID
+	}
+	for name, text := range texts {
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
 			return sandbox.Errorf(sandbox.CodeInvalidRequest, "%s is not text", name)
 		}
@@ -421,7 +425,7 @@ func (s *Service) Cancel(ctx context.Context, userID, id string) error {
 }
 
 // clearTime bounds the clearing up behind a task.
-const clearTime = time.Minute
+const clearTime = 30 * time.Second
 
 // clear stops what a cancelled task began, after its job has ended.
 func (s *Service) clear(userID, id string, j *job) {
@@ -454,10 +458,13 @@ func (s *Service) clear(userID, id string, j *job) {
 
 // discard deletes a sandbox that was made for a task which never came to use it.
 func (s *Service) discard(ctx context.Context, backend sandbox.Backend, t Task) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTime)
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTime)
+	err := backend.Delete(call, *t.SandboxID)
+	cancel()
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	id := *t.SandboxID
-	if err := backend.Delete(ctx, id); err != nil {
+	if err != nil {
 		s.Log.Warn("the sandbox of a failed task could not be deleted", "taskId", t.ID, "sandboxId", id, "error", err)
 		status, message := SandboxError, "it was made for a task that failed; delete it"
 		_ = s.Sandboxes.Update(ctx, id, time.Now(), SandboxChange{Status: &status, ErrorMessage: &message})

@@ -157,9 +157,6 @@ func (l *Library) Create(ctx context.Context, userID string, d Draft) (Template,
 // Replace changes a user's own template. Errors: template_not_found,
 // invalid_request.
 func (l *Library) Replace(ctx context.Context, userID, id string, d Draft) (Template, error) {
-	if !utf8.ValidString(id) { // some databases fail at that
-		return Template{}, templateNotFound()
-	}
 	t, err := l.rows.Get(ctx, userID, id)
 	if errors.Is(err, ErrNotFound) || err == nil && t.UserID == nil {
 		return Template{}, templateNotFound()
@@ -179,9 +176,6 @@ func (l *Library) Replace(ctx context.Context, userID, id string, d Draft) (Temp
 
 // Delete forgets a user's own template. Errors: template_not_found.
 func (l *Library) Delete(ctx context.Context, userID, id string) error {
-	if !utf8.ValidString(id) {
-		return templateNotFound()
-	}
 	err := l.rows.Delete(ctx, userID, id)
 	if errors.Is(err, ErrNotFound) {
 		return templateNotFound()

@@ -142,14 +142,11 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 	defer req.whenOver(cancel)()
 	x := &exchange{req: req}
 	in := r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
-	if r.Body != nil && r.ContentLength != 0 {
-		in.Body = http.MaxBytesReader(w, r.Body, p.maxBody)
-		// Otherwise the server stops reading the body when the reply begins. A writer
-		// that cannot do this (HTTP/2 always does) says so, and that is fine.
-		_ = http.NewResponseController(w).EnableFullDuplex()
-	}
 	out := border.NewWriter(ctx, w, req.Input)
 	defer out.Release()
+	body, leave := out.Upload(r, p.maxBody)
+	defer leave()
+	in.Body = body
 	p.reverse.ServeHTTP(out, in)
 	if x.err == nil {
 		return nil
