@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -109,6 +111,7 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 		"another database":                          {map[string]string{"DATABASE_URL": "mysql://a:" + secret + "@h/d"}, "DATABASE_URL must be"},
 		"a file without a path":                     {map[string]string{"DATABASE_URL": "sqlite:"}, "DATABASE_URL must be"},
 		"a server without an encryption key":        {map[string]string{"DATABASE_URL": "postgres://a:" + secret + "@h/d"}, "ENCRYPTION_KEY must be set"},
+		"a server without a secret":                 {map[string]string{"DATABASE_URL": "postgres://a:" + secret + "@h/d", "ENCRYPTION_KEY": strings.Repeat("ab", 32)}, "API_SECRET must be set if DATABASE_URL names a server"},
 		"a short encryption key":                    {map[string]string{"ENCRYPTION_KEY": secret}, "ENCRYPTION_KEY must be 64 hex digits"},
 		"a short former key":                        {map[string]string{"ENCRYPTION_KEYS_FORMER": secret}, "ENCRYPTION_KEYS_FORMER must be 64 hex digits"},
 		"a short secret":                            {map[string]string{"API_SECRET": secret}, "API_SECRET must be at least 32 bytes"},
@@ -151,5 +154,39 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+// The table of the README and the struct describe the same variables, with the
+// same defaults.
+func TestTheREADMEHasEveryVariable(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(raw), "\n### The API's variables\n")
+	if !found {
+		t.Fatal("the README has no section of the API's variables")
+	}
+	section, _, _ = strings.Cut(section, "\n#")
+	rows := map[string]string{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(section, -1) {
+		rows[m[1]] = strings.Trim(strings.TrimSpace(m[2]), "`")
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		shown, ok := rows[name]
+		if !ok {
+			t.Errorf("the README has no row for %s", name)
+			continue
+		}
+		if def := field.Tag.Get("envDefault"); def != "" && shown != def {
+			t.Errorf("the README says that %s is %q by default, and it is %q", name, shown, def)
+		}
+		delete(rows, name)
+	}
+	for name := range rows {
+		t.Errorf("the README has a row for %s, which nothing reads", name)
 	}
 }

@@ -140,8 +140,13 @@ func TestTheREADMEHasEveryVariable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, section, found := strings.Cut(string(raw), "\n### The gateway's variables\n")
+	if !found {
+		t.Fatal("the README has no section of the gateway's variables")
+	}
+	section, _, _ = strings.Cut(section, "\n#")
 	rows := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(string(raw), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(section, -1) {
 		rows[m[1]] = strings.Trim(strings.TrimSpace(m[2]), "`")
 	}
 	typ := reflect.TypeFor[Config]()
