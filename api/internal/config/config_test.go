@@ -5,12 +5,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/agentpod/agentpod/shared/environ/environtest"
 )
 
 const token = "a-token-of-the-gateway"
@@ -161,32 +163,27 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 // same defaults.
 func TestTheREADMEHasEveryVariable(t *testing.T) {
 	t.Parallel()
-	raw, err := os.ReadFile("../../../README.md")
+	environtest.Table[Config](t, "../../../README.md", "### The API's variables")
+}
+
+func TestWhatComposeGivesIsReadAndNoSecretStandsThere(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../../compose.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, found := strings.Cut(string(raw), "\n### The API's variables\n")
-	if !found {
-		t.Fatal("the README has no section of the API's variables")
-	}
-	section, _, _ = strings.Cut(section, "\n#")
-	rows := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(section, -1) {
-		rows[m[1]] = strings.Trim(strings.TrimSpace(m[2]), "`")
-	}
-	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
-		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
-		shown, ok := rows[name]
-		if !ok {
-			t.Errorf("the README has no row for %s", name)
-			continue
+	var file struct {
+		Services map[string]struct {
+			Environment map[string]*string
+			Secrets     []string
 		}
-		if def := field.Tag.Get("envDefault"); def != "" && shown != def {
-			t.Errorf("the README says that %s is %q by default, and it is %q", name, shown, def)
-		}
-		delete(rows, name)
 	}
-	for name := range rows {
-		t.Errorf("the README has a row for %s, which nothing reads", name)
+	if err := yaml.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
 	}
+	api := file.Services["api"]
+	if len(api.Environment) == 0 {
+		t.Fatal("compose.yaml gives the API no environment")
+	}
+	environtest.Passed[Config](t, api.Environment, api.Secrets)
 }
