@@ -8,7 +8,7 @@ MODEL_ADDR ?= 127.0.0.1:4010
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## start the gateway (GATEWAY_ADDR, DATA_DIR) and print what to paste
+run: ## start gateway and API (GATEWAY_ADDR, API_ADDR, DATA_DIR) and print what to paste
 	@.ci/up
 
 test: ## run every test against a real engine and image
@@ -24,9 +24,9 @@ image: ## build the sandbox image if its inputs changed (IMAGE=name:tag)
 	@.ci/engine
 	@.ci/image
 
-build: ## bin/gateway, bin/sandboxd and bin/model (GOOS, GOARCH)
+build: ## bin/gateway, bin/api, bin/sandboxd and bin/model (GOOS, GOARCH)
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -o bin/ ./gateway/cmd/gateway ./shared/cmd/model
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./gateway/cmd/gateway ./api/cmd/api ./shared/cmd/model
 	GOOS=linux CGO_ENABLED=0 go build -trimpath -o bin/ ./container/cmd/sandboxd
 
 model: ## run the scripted model alone (MODEL_ADDR)

@@ -167,10 +167,9 @@ func TestATeamOfAKilledAPIIsBroughtToItsEnd(t *testing.T) {
 func TestOfTwoAPIsOneTakesUpWhatTheOtherLeft(t *testing.T) {
 	t.Parallel()
 	g := sharedGateway.get(t)
-	secret := "API_SECRET=a secret that both have, of 32 bytes or more"
 	database := "DATABASE_URL=" + postgres.URL(t)
-	first := newAPI(t, g, database, encryptionKey, secret)
-	second := newAPI(t, g, database, encryptionKey, secret)
+	first := newAPI(t, g, database, encryptionKey, apiSecret)
+	second := newAPI(t, g, database, encryptionKey, apiSecret)
 	one := first.admin(t)
 	two := &caller{url: second.url(), bearer: one.bearer, userID: one.userID}
 	id, seen := one.begin(t, "chunks 12 500ms", "chunk")
@@ -205,7 +204,7 @@ func TestTasksOutliveARestartOfTheDatabase(t *testing.T) {
 		}
 	})
 	g := sharedGateway.get(t)
-	a := newAPI(t, g, "DATABASE_URL="+server.URL(t), encryptionKey)
+	a := newAPI(t, g, "DATABASE_URL="+server.URL(t), encryptionKey, apiSecret)
 	c := a.admin(t)
 	const n = 4
 	ids := make([]string, n)

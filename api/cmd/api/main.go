@@ -22,6 +22,7 @@ const usage = `api: accounts, agent tasks and teams over sandboxes with OpenCode
 Usage:
   api serve     run until SIGINT or SIGTERM (the default); brings the database up to date first
   api migrate   bring the database up to date and end
+  api health    ask the API that runs with this configuration whether it is ready
   api version   print the version
 
 The configuration comes from the environment; README.md lists the variables.
@@ -58,6 +59,8 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 	case "serve":
 	case "migrate":
 		does = migrate
+	case "health":
+		does = health
 	case "version", "--version", "-version":
 		_, _ = fmt.Fprintln(stdout, "api", daemon.Version())
 		return 0
@@ -78,4 +81,9 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 		return exitFailed
 	}
 	return 0
+}
+
+// health asks the API that serves with the same configuration.
+func health(ctx context.Context, cfg config.Config, _ io.Writer) error {
+	return daemon.CheckHealth(ctx, cfg.Addr, "/readyz")
 }

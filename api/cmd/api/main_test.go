@@ -34,8 +34,9 @@ func TestCallsThatDoNotServe(t *testing.T) {
 		"too many arguments":         {[]string{"serve", "now"}, nil, exitUsage, "serve now"},
 		"a bad configuration":        {nil, []string{"TEAM_SIZE=0", "LOG_LEVEL=loud"}, exitUsage, "TEAM_SIZE"},
 		"a migration's bad settings": {[]string{"migrate"}, []string{"TEAM_SIZE=0"}, exitUsage, "TEAM_SIZE"},
-		"a database that is away":    {nil, []string{"DATABASE_URL=postgres://api:hidden@127.0.0.1:1/api", "ENCRYPTION_KEY=" + strings.Repeat("ab", 32)}, exitFailed, "DATABASE_URL"},
+		"a database that is away":    {nil, []string{"DATABASE_URL=postgres://api:hidden@127.0.0.1:1/api", "ENCRYPTION_KEY=" + strings.Repeat("ab", 32), "API_SECRET=" + strings.Repeat("s", 32)}, exitFailed, "DATABASE_URL"},
 		"a migration":                {[]string{"migrate"}, nil, 0, "the database is up to date"},
+		"the health of nobody":       {[]string{"health"}, []string{"API_ADDR=127.0.0.1:1"}, exitFailed, "127.0.0.1:1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -157,6 +158,11 @@ func TestItServesAndComesBackWithWhatItKept(t *testing.T) {
 	resp, body = call(t, "GET", url+"/api/auth/get-session", token, "")
 	if resp.StatusCode != http.StatusOK || !strings.Contains(body, "ada@example.com") {
 		t.Errorf("after a restart: %d %s", resp.StatusCode, body)
+	}
+	var out, errs bytes.Buffer
+	asked := append(env, "API_ADDR="+strings.TrimPrefix(url, "http://"))
+	if code := run(t.Context(), []string{"health"}, asked, &out, &errs); code != 0 {
+		t.Errorf("its health: exit %d, it says %s", code, errs.String())
 	}
 	if resp, body := call(t, "GET", url+"/api/v2/agents/providers", token, ""); resp.StatusCode != http.StatusOK || !strings.Contains(body, `"docker"`) {
 		t.Errorf("%d %s", resp.StatusCode, body)

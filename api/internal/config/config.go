@@ -20,7 +20,8 @@ import (
 )
 
 // Config is the API's configuration. A secret, marked unset, may be in a file
-// instead, which NAME_FILE names.
+// instead, which NAME_FILE names. The README's table describes the same
+// variables; a test holds the two together.
 type Config struct {
 	Addr    string `env:"API_ADDR" envDefault:"127.0.0.1:3001"`
 	DataDir string `env:"DATA_DIR" envDefault:".agentpod"`
@@ -167,7 +168,11 @@ func (c *Config) validateKeys(say saying) {
 	if path, ok := strings.CutPrefix(c.DatabaseURL, "sqlite:"); c.DatabaseURL != "" && !server && (!ok || path == "") {
 		say("DATABASE_URL", "not set, a URL of a Postgres server, or sqlite: and a path", "postgres://user:password@host:5432/name?sslmode=require")
 	}
-	if c.Secret != "" && len(c.Secret) < leastSecret {
+	switch {
+	case c.Secret == "" && server:
+		say("API_SECRET", "set if DATABASE_URL names a server (every API on it must have the same, or none takes the others' cookies): "+
+			fmt.Sprintf("at least %d bytes", leastSecret), madeBy)
+	case c.Secret != "" && len(c.Secret) < leastSecret:
 		say("API_SECRET", fmt.Sprintf("at least %d bytes", leastSecret), madeBy)
 	}
 	_, err := seal.ParseKey(c.EncryptionKey)

@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/agentpod/agentpod/shared/environ/environtest"
 )
 
 const token = "a-token-of-the-gateway"
@@ -109,6 +113,7 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 		"another database":                          {map[string]string{"DATABASE_URL": "mysql://a:" + secret + "@h/d"}, "DATABASE_URL must be"},
 		"a file without a path":                     {map[string]string{"DATABASE_URL": "sqlite:"}, "DATABASE_URL must be"},
 		"a server without an encryption key":        {map[string]string{"DATABASE_URL": "postgres://a:" + secret + "@h/d"}, "ENCRYPTION_KEY must be set"},
+		"a server without a secret":                 {map[string]string{"DATABASE_URL": "postgres://a:" + secret + "@h/d", "ENCRYPTION_KEY": strings.Repeat("ab", 32)}, "API_SECRET must be set if DATABASE_URL names a server"},
 		"a short encryption key":                    {map[string]string{"ENCRYPTION_KEY": secret}, "ENCRYPTION_KEY must be 64 hex digits"},
 		"a short former key":                        {map[string]string{"ENCRYPTION_KEYS_FORMER": secret}, "ENCRYPTION_KEYS_FORMER must be 64 hex digits"},
 		"a short secret":                            {map[string]string{"API_SECRET": secret}, "API_SECRET must be at least 32 bytes"},
@@ -153,4 +158,33 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The table of the README and the struct describe the same variables, with the
+// same defaults.
+func TestTheREADMEHasEveryVariable(t *testing.T) {
+	t.Parallel()
+	environtest.Table[Config](t, "../../../README.md", "### The API's variables")
+}
+
+func TestWhatComposeGivesIsReadAndNoSecretStandsThere(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../../compose.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Services map[string]struct {
+			Environment map[string]*string
+			Secrets     []string
+		}
+	}
+	if err := yaml.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
+	}
+	api := file.Services["api"]
+	if len(api.Environment) == 0 {
+		t.Fatal("compose.yaml gives the API no environment")
+	}
+	environtest.Passed[Config](t, api.Environment, api.Secrets)
 }

@@ -22,6 +22,7 @@ const usage = `gateway: self-hosted sandboxes with OpenCode
 Usage:
   gateway serve     run until SIGINT or SIGTERM (the default)
   gateway network   make the sandboxes' network and print the host's address in it
+  gateway health    ask the gateway that runs with this configuration whether it serves
   gateway version   print the version
 
 The configuration comes from the environment; README.md lists the variables.
@@ -51,7 +52,7 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 		command = "too many arguments"
 	}
 	switch command {
-	case "serve", "network":
+	case "serve", "network", "health":
 	case "version", "--version", "-version":
 		_, _ = fmt.Fprintln(stdout, "gateway", daemon.Version())
 		return 0
@@ -67,9 +68,13 @@ func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer
 		_, _ = fmt.Fprintf(stderr, "gateway: the configuration is wrong:\n%s\n", err)
 		return exitUsage
 	}
-	if command == "network" {
+	switch command {
+	case "network":
 		err = printNetwork(ctx, cfg, stdout, stderr)
-	} else {
+	case "health":
+		// Not /readyz, which needs the token.
+		err = daemon.CheckHealth(ctx, cfg.Addr, "/health")
+	default:
 		err = serve(ctx, cfg, stderr)
 	}
 	if err != nil {

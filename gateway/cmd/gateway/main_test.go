@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +23,7 @@ func TestCallsThatDoNotServe(t *testing.T) {
 		"an unknown command":       {[]string{"dance"}, nil, exitUsage, "gateway: dance"},
 		"too many arguments":       {[]string{"serve", "now"}, nil, exitUsage, "serve now"},
 		"a bad configuration":      {nil, []string{"SANDBOX_CPUS=0", "LOG_LEVEL=loud"}, exitUsage, "SANDBOX_CPUS"},
+		"the health of nobody":     {[]string{"health"}, []string{"GATEWAY_ADDR=127.0.0.1:1"}, exitFailed, "127.0.0.1:1"},
 		"a sealing key that is no": {nil, []string{"SEALING_KEY=short"}, exitFailed, "SEALING_KEY"},
 		"a bucket without a key":   {nil, []string{"S3_ENDPOINT=https://s3.example.com", "S3_BUCKET=b", "S3_ACCESS_KEY_ID=a", "S3_SECRET_ACCESS_KEY=s"}, exitUsage, "openssl rand -hex 32"},
 	} {
@@ -32,6 +35,21 @@ func TestCallsThatDoNotServe(t *testing.T) {
 				t.Errorf("exit %d, it says %s%s", code, out.String(), errs.String())
 			}
 		})
+	}
+}
+
+func TestHealthAsksTheGatewayOfTheSameAddress(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.URL.Path }))
+	defer server.Close()
+	var out, errs bytes.Buffer
+	code := run(t.Context(), []string{"health"}, []string{"GATEWAY_ADDR=" + server.Listener.Addr().String()}, &out, &errs)
+	if code != 0 {
+		t.Fatalf("exit %d, it says %s", code, errs.String())
+	}
+	if path := <-asked; path != "/health" {
+		t.Errorf("it asked for %s", path)
 	}
 }
 

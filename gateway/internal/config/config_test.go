@@ -3,12 +3,14 @@ package config
 import (
 	"maps"
 	"os"
-	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/agentpod/agentpod/shared/environ/environtest"
 )
 
 func TestTheDefaultsAreValid(t *testing.T) {
@@ -136,30 +138,7 @@ func TestSizes(t *testing.T) {
 // same defaults.
 func TestTheREADMEHasEveryVariable(t *testing.T) {
 	t.Parallel()
-	raw, err := os.ReadFile("../../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(string(raw), -1) {
-		rows[m[1]] = strings.Trim(strings.TrimSpace(m[2]), "`")
-	}
-	typ := reflect.TypeFor[Config]()
-	for i := range typ.NumField() {
-		name, _, _ := strings.Cut(typ.Field(i).Tag.Get("env"), ",")
-		if name == "" || name == "-" {
-			continue
-		}
-		shown, ok := rows[name]
-		if !ok {
-			t.Errorf("the README has no row for %s", name)
-			continue
-		}
-		if def := typ.Field(i).Tag.Get("envDefault"); def != "" && shown != def {
-			t.Errorf("the README says that %s is %q by default, and it is %q", name, shown, def)
-		}
-		delete(rows, name)
-	}
+	environtest.Table[Config](t, "../../../README.md", "### The gateway's variables")
 	for _, name := range []string{"README.md", "compose.yaml", ".ci/up"} {
 		raw, err := os.ReadFile("../../../" + name)
 		if err != nil {
@@ -171,7 +150,30 @@ func TestTheREADMEHasEveryVariable(t *testing.T) {
 			}
 		}
 	}
-	for name := range rows {
-		t.Errorf("the README has a row for %s, which nothing reads", name)
+}
+
+func TestWhatComposeGivesIsReadAndNoSecretStandsThere(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../../compose.yaml")
+	if err != nil {
+		t.Fatal(err)
 	}
+	var file struct {
+		Services map[string]struct {
+			Environment map[string]*string
+			Secrets     []string
+		}
+	}
+	if err := yaml.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
+	}
+	gateway := file.Services["gateway"]
+	if len(gateway.Environment) == 0 {
+		t.Fatal("compose.yaml gives the gateway no environment")
+	}
+	var keys []string
+	for _, k := range ProviderKeys() {
+		keys = append(keys, k.Variable)
+	}
+	environtest.Passed[Config](t, gateway.Environment, gateway.Secrets, keys...)
 }
