@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -101,6 +103,25 @@ func (p *Process) Ended() bool {
 
 // PID is the process's number.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// PeakMemory is the most memory that the process ever had resident, in bytes. Only
+// Linux says so.
+func (p *Process) PeakMemory() (int64, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			var kib int64
+			if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
+				return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+			}
+			return kib * 1024, nil
+		}
+	}
+	return 0, errors.New("the kernel does not say how much memory a process has had")
+}
 
 // Signal sends a signal that does not end the process.
 func (p *Process) Signal(sig syscall.Signal) error {

@@ -1,6 +1,9 @@
-package e2e
+// Package benchreport collects what the benchmarks of a run measured, each figure
+// beside its baseline, and writes it as a table and with every sample.
+package benchreport
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,41 +20,64 @@ import (
 	"time"
 )
 
-// benchEnv names the folder for a run's table.md and table.json; `make bench`
-// sets it. The gateway is built without the race detector then.
-const benchEnv = "AGENTPOD_BENCH_DIR"
+// The environment of a run.
+const (
+	// DirEnv names the folder for its tables; `make bench` sets it. Programs are
+	// built without the race detector then.
+	DirEnv = "AGENTPOD_BENCH_DIR"
+	// FullEnv, if it is set, makes a run that measures most things three times as
+	// often, and some that are left out otherwise.
+	FullEnv = "AGENTPOD_BENCH_FULL"
+	// OnceEnv, if it is set, measures everything once, to see that it works.
+	OnceEnv = "AGENTPOD_BENCH_ONCE"
+)
 
-// report is what all benchmarks of a run have measured.
-//
-//nolint:gochecknoglobals // filled by the benchmarks, written by TestMain
-var report recorder
+// Few is how many times something is measured, n times unless the environment says
+// otherwise.
+func Few(n int) int {
+	switch {
+	case os.Getenv(OnceEnv) != "": //nolint:forbidigo // only benchmarks ask
+		return 1
+	case os.Getenv(FullEnv) != "": //nolint:forbidigo // only benchmarks ask
+		return 3 * n
+	}
+	return n
+}
 
-// row is one figure beside its baseline, both measured in the same run.
-type row struct {
+// Row is one figure beside its baseline, both measured in the same run.
+type Row struct {
 	Name     string    `json:"name"`
 	Unit     string    `json:"unit"` // of all samples: s, ms or MB (10^6 bytes)
 	Samples  []float64 `json:"samples"`
-	Baseline baseline  `json:"baseline"`
-	Aim      *aim      `json:"aim,omitempty"` // nil if none was set
+	Baseline Baseline  `json:"baseline"`
+	Aim      *Aim      `json:"aim,omitempty"` // nil if none was set
 	Note     string    `json:"note,omitempty"`
 }
 
-// baseline is what a figure is compared with.
-type baseline struct {
+// Baseline is what a figure is compared with.
+type Baseline struct {
 	Name    string    `json:"name"`
 	Samples []float64 `json:"samples"`
 }
 
-// aim is the most that a figure is to be.
-type aim struct {
-	Figure string  `json:"figure"` // p50, max or ratio
+// Against makes a baseline.
+func Against(name string, samples []float64) Baseline { return Baseline{name, samples} }
+
+// Aim is the most that a figure is to be.
+type Aim struct {
+	Figure string  `json:"figure"` // p50, p99, max or ratio
 	AtMost float64 `json:"atMost"`
 }
 
-func (a aim) met(r row) bool {
+// AtMost makes an aim.
+func AtMost(figure string, most float64) *Aim { return &Aim{figure, most} }
+
+func (a Aim) met(r Row) bool {
 	switch a.Figure {
 	case "p50":
-		return percentile(r.Samples, 50) <= a.AtMost
+		return Percentile(r.Samples, 50) <= a.AtMost
+	case "p99":
+		return Percentile(r.Samples, 99) <= a.AtMost
 	case "max":
 		return slices.Max(r.Samples) <= a.AtMost
 	default:
@@ -60,17 +86,17 @@ func (a aim) met(r row) bool {
 }
 
 // ratio is the figure's median to the baseline's.
-func (r row) ratio() float64 { return percentile(r.Samples, 50) / percentile(r.Baseline.Samples, 50) }
+func (r Row) ratio() float64 { return Percentile(r.Samples, 50) / Percentile(r.Baseline.Samples, 50) }
 
-// percentile is the sample of the nearest rank: of n samples the largest, where n
+// Percentile is the sample of the nearest rank: of n samples the largest, where n
 // is too small for that percentile.
-func percentile(samples []float64, p int) float64 {
+func Percentile(samples []float64, p int) float64 {
 	sorted := slices.Sorted(slices.Values(samples))
 	return sorted[(len(sorted)*p+99)/100-1]
 }
 
-// seconds and milliseconds make samples of durations.
-func seconds(all ...time.Duration) []float64 {
+// Seconds makes samples of durations.
+func Seconds(all ...time.Duration) []float64 {
 	samples := make([]float64, len(all))
 	for i, d := range all {
 		samples[i] = d.Seconds()
@@ -78,22 +104,26 @@ func seconds(all ...time.Duration) []float64 {
 	return samples
 }
 
-func milliseconds(all ...time.Duration) []float64 {
-	samples := seconds(all...)
+// Milliseconds does so too.
+func Milliseconds(all ...time.Duration) []float64 {
+	samples := Seconds(all...)
 	for i := range samples {
 		samples[i] *= 1000
 	}
 	return samples
 }
 
-type recorder struct {
+// Report is what all benchmarks of a run have measured. The zero value is ready
+// for Begin. It is safe for concurrent use.
+type Report struct {
 	mu   sync.Mutex
-	rows []row
+	rows []Row
 	from conditions
 }
 
 // conditions are what else the figures depend on.
 type conditions struct {
+	Program    string    `json:"program"`
 	Began      time.Time `json:"began"`
 	Took       string    `json:"took"`
 	Machine    string    `json:"machine"`
@@ -101,17 +131,27 @@ type conditions struct {
 	LoadAfter  string    `json:"loadAfter"`
 	Engine     string    `json:"engine"`
 	Image      string    `json:"image"`
-	Rclone     string    `json:"rclone"`
-	Race       bool      `json:"race"` // the gateway was built with the race detector
+	With       []string  `json:"with"`
+	Race       bool      `json:"race"` // the program was built with the race detector
 }
 
-// begin notes how the machine is before anything was measured.
-func (r *recorder) begin(race bool) {
-	r.from = conditions{Began: time.Now().UTC().Truncate(time.Second), LoadBefore: load(), Race: race}
+// Begin notes how the machine is before anything was measured, of which program,
+// in which sandbox image.
+func (r *Report) Begin(program, image string, race bool) {
+	r.from = conditions{Began: time.Now().UTC().Truncate(time.Second), LoadBefore: load(), Program: program, Image: image, Race: race}
 }
 
-// add takes a row; one without samples fails the benchmark.
-func (r *recorder) add(b *testing.B, rows ...row) {
+// With notes what else there is, such as a server and its version.
+func (r *Report) With(what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Contains(r.from.With, what) {
+		r.from.With = append(r.from.With, what)
+	}
+}
+
+// Add takes rows; one without samples fails the benchmark.
+func (r *Report) Add(b *testing.B, rows ...Row) {
 	b.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -120,14 +160,17 @@ func (r *recorder) add(b *testing.B, rows ...row) {
 			b.Fatalf("nothing was measured of %q", one.Name)
 		}
 		r.rows = append(r.rows, one)
-		b.Logf("%s: %.4g %s, %s: %.4g %s", one.Name, percentile(one.Samples, 50), one.Unit,
-			one.Baseline.Name, percentile(one.Baseline.Samples, 50), one.Unit)
+		b.Logf("%s: %.4g %s, %s: %.4g %s", one.Name, Percentile(one.Samples, 50), one.Unit,
+			one.Baseline.Name, Percentile(one.Baseline.Samples, 50), one.Unit)
 	}
 }
 
-// write prints the table and, with a folder, leaves it there as Markdown and as
-// JSON with every sample. Without rows it does nothing: no benchmark ran.
-func (r *recorder) write(to io.Writer, folder string) error {
+// engineTime bounds the question for the engine's version.
+const engineTime = time.Minute
+
+// Write prints the table and, with a folder, leaves it there as PROGRAM.md and,
+// with every sample, as PROGRAM.json. Without rows it does nothing: no benchmark ran.
+func (r *Report) Write(to io.Writer, folder string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.rows) == 0 {
@@ -136,15 +179,13 @@ func (r *recorder) write(to io.Writer, folder string) error {
 	c := r.from
 	c.Took, c.LoadAfter = time.Since(c.Began).Round(time.Second).String(), load()
 	c.Machine = fmt.Sprintf("%s/%s, %d processors: %s", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), processor())
-	c.Image = os.Getenv(imageEnv)
-	engine, err := docker("version", "--format", "Docker {{.Server.Version}}")
+	ctx, cancel := context.WithTimeout(context.Background(), engineTime)
+	defer cancel()
+	engine, err := exec.CommandContext(ctx, "docker", "version", "--format", "Docker {{.Server.Version}}").Output()
 	if err != nil {
 		return fmt.Errorf("asking for the engine's version: %w", err)
 	}
-	c.Engine = engine
-	if out, err := exec.Command("rclone", "version").Output(); err == nil { //nolint:noctx // prints and ends
-		c.Rclone, _, _ = strings.Cut(string(out), "\n")
-	}
+	c.Engine = strings.TrimSpace(string(engine))
 	table := c.markdown() + "\n" + markdown(r.rows)
 	if _, err := io.WriteString(to, "\n"+table); err != nil {
 		return fmt.Errorf("printing the table: %w", err)
@@ -153,7 +194,7 @@ func (r *recorder) write(to io.Writer, folder string) error {
 		return nil
 	}
 	type figures struct {
-		row
+		Row
 		P50   float64 `json:"p50"`
 		P95   float64 `json:"p95"`
 		P99   float64 `json:"p99"`
@@ -162,7 +203,7 @@ func (r *recorder) write(to io.Writer, folder string) error {
 	}
 	all := make([]figures, 0, len(r.rows))
 	for _, one := range r.rows {
-		f := figures{one, percentile(one.Samples, 50), percentile(one.Samples, 95), percentile(one.Samples, 99), one.ratio(), nil}
+		f := figures{one, Percentile(one.Samples, 50), Percentile(one.Samples, 95), Percentile(one.Samples, 99), one.ratio(), nil}
 		if one.Aim != nil {
 			met := one.Aim.met(one)
 			f.Met = &met
@@ -174,8 +215,8 @@ func (r *recorder) write(to io.Writer, folder string) error {
 		return fmt.Errorf("encoding the figures: %w", err)
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(folder, "table.md"), []byte(table), 0o644),
-		os.WriteFile(filepath.Join(folder, "table.json"), append(raw, '\n'), 0o644),
+		os.WriteFile(filepath.Join(folder, c.Program+".md"), []byte(table), 0o644),
+		os.WriteFile(filepath.Join(folder, c.Program+".json"), append(raw, '\n'), 0o644),
 	)
 }
 
@@ -184,11 +225,12 @@ func (c conditions) markdown() string {
 	if c.Race {
 		race = "WITH"
 	}
-	return fmt.Sprintf("%s, in %s, on %s. Load average %s before, %s after. %s, image %s, %s, gateway built %s the race detector.\n",
-		c.Began.Format(time.RFC3339), c.Took, c.Machine, c.LoadBefore, c.LoadAfter, c.Engine, c.Image, c.Rclone, race)
+	with := strings.Join(append([]string{c.Engine, "image " + c.Image}, c.With...), ", ")
+	return fmt.Sprintf("%s, in %s, on %s. Load average %s before, %s after. %s, %s built %s the race detector.\n",
+		c.Began.Format(time.RFC3339), c.Took, c.Machine, c.LoadBefore, c.LoadAfter, with, c.Program, race)
 }
 
-func markdown(rows []row) string {
+func markdown(rows []Row) string {
 	var table strings.Builder
 	table.WriteString("| Figure | n | p50 | p95 | p99 | Baseline | n | p50 | p95 | p99 | Ratio | Aim |\n")
 	table.WriteString("|---|--:|--:|--:|--:|---|--:|--:|--:|--:|--:|---|\n")
@@ -206,7 +248,7 @@ func markdown(rows []row) string {
 // cells are how many samples there are, and what they say.
 func cells(samples []float64, unit string) string {
 	return fmt.Sprintf("%d | %s %s | %s %s | %s %s", len(samples),
-		short(percentile(samples, 50)), unit, short(percentile(samples, 95)), unit, short(percentile(samples, 99)), unit)
+		short(Percentile(samples, 50)), unit, short(Percentile(samples, 95)), unit, short(Percentile(samples, 99)), unit)
 }
 
 // short writes a number with three digits, without an exponent.
@@ -218,7 +260,7 @@ func short(x float64) string {
 }
 
 // verdict says what the aim is and whether it was met.
-func (r row) verdict() string {
+func (r Row) verdict() string {
 	if r.Aim == nil {
 		return ""
 	}
