@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/shared/benchreport"
+	"github.com/agentpod/agentpod/shared/processtest"
 )
 
 // report is what all benchmarks of a run have measured.
@@ -86,15 +87,6 @@ func inTurn(times int, ways ...func() time.Duration) [][]time.Duration {
 	return took
 }
 
-// minus are the differences within each round.
-func minus(a, b []time.Duration) []time.Duration {
-	differences := make([]time.Duration, len(a))
-	for i := range a {
-		differences[i] = a[i] - b[i]
-	}
-	return differences
-}
-
 // addedAim is how many milliseconds the API may add to a message.
 const addedAim = 5
 
@@ -106,53 +98,48 @@ func BenchmarkAdded(b *testing.B) {
 	for _, database := range databases {
 		b.Run(database.name, func(b *testing.B) {
 			g := benchGateway(b)
-			direct, c := g.caller(), newAPI(b, g, database.env(b)...).admin(b)
+			a := newAPI(b, g, database.env(b)...)
+			direct, c := g.caller(), a.admin(b)
 			id := c.warm(b)
-			outside, inside := "/api/v2/sandboxes/"+id+"/opencode", "/sandbox/"+id+"/opencode"
+			inside, outside := "/sandbox/"+id+"/opencode/session", "/api/v2/sandboxes/"+id+"/opencode/session"
 			session := func() string {
 				var made struct{ ID string }
-				direct.call(b, http.MethodPost, inside+"/session", object{"title": "bench"}, &made)
-				return made.ID
+				direct.call(b, http.MethodPost, inside, object{"title": "bench"}, &made)
+				return "/" + made.ID
 			}
+			one, other := session(), session()
 			hello := object{"parts": []object{{"type": "text", "text": "hello"}}}
-			ofGateway, ofAPI, ofMessage := session(), session(), session()
-			ways := []func() time.Duration{
-				func() time.Duration {
-					return direct.call(b, http.MethodPost, inside+"/session/"+ofGateway+"/message", hello, nil)
-				},
-				func() time.Duration {
-					return c.call(b, http.MethodPost, outside+"/session/"+ofAPI+"/message", hello, nil)
-				},
-				func() time.Duration {
-					return direct.call(b, http.MethodPost, "/sandbox/"+id+"/message", object{"message": "hello", "sessionId": ofMessage}, nil)
-				},
+			compare := func(times int, name, against string, aim *benchreport.Aim, base, way func() time.Duration) {
+				inTurn(5, base, way) // connections, and code that has not run before
+				took := inTurn(benchreport.Few(times), base, way)
+				report.Add(b, benchreport.Row{
+					Name: name, Note: database.name, Unit: "ms", Samples: benchreport.Milliseconds(took[1]...),
+					Baseline: benchreport.Against(against, benchreport.Milliseconds(took[0]...)), Aim: aim,
+				})
+			}
+			const proxied = "the gateway's own /opencode"
+			before, gatewayBefore := cpu(b, &a.Process), cpu(b, &g.Process)
+			compare(reads, "GET of a session through the API", proxied, benchreport.AtMost("added", addedAim),
+				func() time.Duration { return direct.call(b, http.MethodGet, inside+one, nil, nil) },
+				func() time.Duration { return c.call(b, http.MethodGet, outside+one, nil, nil) })
+			each := func(all time.Duration, times int) []float64 {
+				return benchreport.Milliseconds(all / time.Duration(times))
+			}
+			times := benchreport.Few(reads) + 5
+			report.Add(b, benchreport.Row{
+				Name: "API's processor time for such a GET", Note: database.name, Unit: "ms", Samples: each(cpu(b, &a.Process)-before, times),
+				Baseline: benchreport.Against("the gateway's", each(cpu(b, &g.Process)-gatewayBefore, 2*times)),
+			})
+			compare(messages, "message through the API's proxy", proxied, benchreport.AtMost("added", addedAim),
+				func() time.Duration { return direct.call(b, http.MethodPost, inside+one+"/message", hello, nil) },
+				func() time.Duration { return c.call(b, http.MethodPost, outside+other+"/message", hello, nil) })
+			compare(messages, "task in a warm sandbox", "the gateway's /message, in a new session too", nil,
 				func() time.Duration {
 					return direct.call(b, http.MethodPost, "/sandbox/"+id+"/message", object{"message": "hello"}, nil)
 				},
 				func() time.Duration {
 					return c.call(b, http.MethodPost, "/api/v2/agents/task", object{"message": "hello", "sandboxId": id}, nil)
-				},
-			}
-			inTurn(3, ways...) // connections, and code that has run before
-			took := inTurn(benchreport.Few(messages), ways...)
-			small := inTurn(benchreport.Few(reads),
-				func() time.Duration { return direct.call(b, http.MethodGet, inside+"/session/"+ofGateway, nil, nil) },
-				func() time.Duration { return c.call(b, http.MethodGet, outside+"/session/"+ofGateway, nil, nil) },
-			)
-			row := func(name string, samples, base []time.Duration, against string, aim *benchreport.Aim) {
-				report.Add(b, benchreport.Row{
-					Name: name, Note: database.name, Unit: "ms", Samples: benchreport.Milliseconds(samples...),
-					Baseline: benchreport.Against(against, benchreport.Milliseconds(base...)), Aim: aim,
 				})
-			}
-			const proxied = "the gateway's own /opencode"
-			row("GET of a session through the API", small[1], small[0], proxied, nil)
-			row("… what the API adds", minus(small[1], small[0]), small[0], proxied, benchreport.AtMost("p99", addedAim))
-			row("message through the API's proxy", took[1], took[0], proxied, nil)
-			row("… what the API adds", minus(took[1], took[0]), took[0], proxied, benchreport.AtMost("p50", addedAim))
-			row("message in a session", took[2], took[0], proxied, nil)
-			row("task in a warm sandbox", took[4], took[3], "the gateway's /message, which begins a session too", nil)
-			row("… what the API adds", minus(took[4], took[3]), took[3], "the gateway's /message, which begins a session too", nil)
 		})
 	}
 }
@@ -163,9 +150,9 @@ type follows struct {
 	first, took time.Duration // to the first chunk, and to the end
 }
 
-// watched counts the events of streams that a reader did not get, or got twice: in
-// the stream, as the task's log has them, and as its text.
-func (c *caller) watched(b *testing.B, f follows, want string) (wrong int) {
+// wrong counts the events of a stream that its reader did not get, or got twice: by
+// their ids, as the task's log has them, and as its text.
+func (c *caller) wrong(b *testing.B, f follows, want string) (n int) {
 	b.Helper()
 	if len(f.events) == 0 {
 		return 1
@@ -173,7 +160,7 @@ func (c *caller) watched(b *testing.B, f follows, want string) (wrong int) {
 	id, _ := f.events[0].Data["taskId"].(string)
 	for i, e := range f.events {
 		if e.ID != strconv.Itoa(i+1) {
-			wrong++
+			n++
 		}
 	}
 	var kept []string
@@ -182,101 +169,159 @@ func (c *caller) watched(b *testing.B, f follows, want string) (wrong int) {
 	}
 	for i, e := range f.events {
 		if i >= len(kept) || kept[i] != e.ID+" "+e.Type {
-			wrong++
+			n++
 		}
 	}
-	wrong += max(0, len(kept)-len(f.events))
+	n += max(0, len(kept)-len(f.events))
 	ended := c.final(b, id, time.Minute)
 	last := f.events[len(f.events)-1]
 	if got := texts(f.events); last.Type != "done" || got != ended.Response || got != want || ended.Status != "completed" {
 		b.Logf("task %s is %s (%s) and ends with %+v; the stream's text is %q, the task's %q, want %q", id, ended.Status, ended.Error, last, got, ended.Response, want)
-		wrong++
+		n++
 	}
-	return wrong
+	return n
 }
 
 // BenchmarkStreams has many readers follow a task of their own each, all at the same
-// time, beside the same messages sent to the gateway itself.
+// time, beside the same messages sent to the gateway itself: turns that are as short
+// as OpenCode allows, and turns that write for longer.
 func BenchmarkStreams(b *testing.B) {
-	const streams, boxes = 200, 4
 	for _, database := range databases {
 		b.Run(database.name, func(b *testing.B) {
 			g := benchGateway(b)
 			a := newAPI(b, g, database.env(b)...)
-			direct, c := g.caller(), a.admin(b)
-			var ids []string
+			s := crowd{b: b, gateway: g, api: a, direct: g.caller(), caller: a.admin(b), note: database.name}
 			for range boxes {
-				ids = append(ids, c.warm(b))
+				s.ids = append(s.ids, s.caller.warm(b))
 			}
-			rest := float64(peak(b, a))
-			say := func(i int) string { return fmt.Sprintf("say stream %d begins\nchunks 20 50ms", i) }
-
-			answers, single := make([]string, streams), make([]time.Duration, streams)
-			base := together(streams, func(i int) {
-				var reply struct{ Response string }
-				single[i] = direct.call(b, http.MethodPost, "/sandbox/"+ids[i%boxes]+"/message", object{"message": say(i)}, &reply)
-				answers[i] = reply.Response
-			})
-			if b.Failed() {
-				b.FailNow()
-			}
-
-			all := make([]follows, streams)
-			heap := c.watchHeap(b)
-			wall := together(streams, func(i int) {
-				began := time.Now()
-				f := &all[i]
-				f.events = c.stream(b, http.MethodPost, streamPath, object{"message": say(i), "sandboxId": ids[i%boxes]}, "", func(e event) bool {
-					if e.Type == "chunk" && f.first == 0 {
-						f.first = time.Since(began)
-					}
-					return false
-				})
-				f.took = time.Since(began)
-			})
-			most := heap()
-			if b.Failed() {
-				b.FailNow()
-			}
-			wrong, events := 0, 0
-			var ends, firsts []time.Duration
-			for i, f := range all {
-				if n := c.watched(b, f, answers[i]); n > 0 || !strings.Contains(answers[i], fmt.Sprintf("stream %d begins", i)) {
-					wrong += max(n, 1)
-				}
-				events += len(f.events)
-				ends, firsts = append(ends, f.took), append(firsts, f.first)
-			}
-			name := fmt.Sprintf("%d task streams at once in %d sandboxes, ", streams, boxes)
-			const same = "the gateway alone, the same messages"
+			rest, heap := peak(b, a), s.caller.watchHeap(b)
+			s.compare("of 20 chunks in 1 s", "chunks 20 50ms", true)
+			s.compare("of 40 chunks in 40 s", "chunks 40 1s", false)
+			heaps := heap()
 			report.Add(b,
 				benchreport.Row{
-					Name: name + "until the last has ended", Note: database.name, Unit: "s", Samples: benchreport.Seconds(wall),
-					Baseline: benchreport.Against(same, benchreport.Seconds(base)),
+					Name: "API's peak memory (VmHWM) of all that", Note: database.name, Unit: "MB", Samples: []float64{peak(b, a)},
+					Baseline: benchreport.Against("the same process before that", []float64{rest}),
 				},
 				benchreport.Row{
-					Name: name + "each until its end", Note: database.name, Unit: "s", Samples: benchreport.Seconds(ends...),
-					Baseline: benchreport.Against(same, benchreport.Seconds(single...)),
-				},
-				benchreport.Row{
-					Name: name + "each until its first text", Note: database.name, Unit: "s", Samples: benchreport.Seconds(firsts...),
-					Baseline: benchreport.Against("each until its end", benchreport.Seconds(ends...)),
-				},
-				benchreport.Row{
-					Name: name + "events lost, doubled or wrong", Note: database.name, Unit: "events", Samples: []float64{float64(wrong)},
-					Baseline: benchreport.Against("events of all streams", []float64{float64(events)}), Aim: benchreport.AtMost("max", 0),
-				},
-				benchreport.Row{
-					Name: name + "API's peak memory (VmHWM)", Note: database.name, Unit: "MB", Samples: []float64{float64(peak(b, a)) / 1e6},
-					Baseline: benchreport.Against("the same process before that", []float64{rest / 1e6}),
-				},
-				benchreport.Row{
-					Name: name + "API's largest heap in use", Note: database.name, Unit: "MB", Samples: []float64{slices.Max(most) / 1e6},
-					Baseline: benchreport.Against("the same process before that", most[:1]),
+					Name: "API's largest heap in use", Note: database.name, Unit: "MB", Samples: []float64{slices.Max(heaps)},
+					Baseline: benchreport.Against("the same process before that", heaps[:1]),
 				},
 			)
 		})
 	}
+}
+
+// streams is how many readers there are at once, boxes how many sandboxes their
+// tasks are in.
+const streams, boxes = 200, 4
+
+// crowd is what BenchmarkStreams works on.
+type crowd struct {
+	b              *testing.B
+	gateway        *gateway
+	api            *api
+	direct, caller *caller
+	ids            []string // of the sandboxes
+	note           string
+}
+
+func (s *crowd) message(i int, script string) string {
+	return fmt.Sprintf("say stream %d begins\n%s", i, script)
+}
+
+// alone sends the messages to the gateway.
+func (s *crowd) alone(script string) (answers []string, each []time.Duration, all time.Duration) {
+	s.b.Helper()
+	answers, each = make([]string, streams), make([]time.Duration, streams)
+	all = together(streams, func(i int) {
+		var reply struct{ Response string }
+		each[i] = s.direct.call(s.b, http.MethodPost, "/sandbox/"+s.ids[i%boxes]+"/message", object{"message": s.message(i, script)}, &reply)
+		answers[i] = reply.Response
+	})
+	if s.b.Failed() {
+		s.b.FailNow()
+	}
+	return answers, each, all
+}
+
+// followed sends them as tasks, each with a reader.
+func (s *crowd) followed(script string) (each []follows, all time.Duration) {
+	s.b.Helper()
+	each = make([]follows, streams)
+	all = together(streams, func(i int) {
+		began, f := time.Now(), &each[i]
+		f.events = s.caller.stream(s.b, http.MethodPost, streamPath, object{"message": s.message(i, script), "sandboxId": s.ids[i%boxes]}, "", func(e event) bool {
+			if e.Type == "chunk" && f.first == 0 {
+				f.first = time.Since(began)
+			}
+			return false
+		})
+		f.took = time.Since(began)
+	})
+	if s.b.Failed() {
+		s.b.FailNow()
+	}
+	return each, all
+}
+
+// compare measures both; twice, the second time in the other order: a sandbox that
+// has had more turns is slower.
+func (s *crowd) compare(name, script string, twice bool) {
+	s.b.Helper()
+	var base, baseEach, walls, ends, firsts []time.Duration
+	var answers []string
+	var used, usedByGateway time.Duration
+	wrong, events := 0, 0
+	alone := func() {
+		got, each, all := s.alone(script)
+		answers, base, baseEach = got, append(base, all), append(baseEach, each...)
+	}
+	followed := func() {
+		before, gatewayBefore := cpu(s.b, &s.api.Process), cpu(s.b, &s.gateway.Process)
+		each, all := s.followed(script)
+		used, usedByGateway = used+cpu(s.b, &s.api.Process)-before, usedByGateway+cpu(s.b, &s.gateway.Process)-gatewayBefore
+		walls = append(walls, all)
+		for i, f := range each {
+			if !strings.Contains(answers[i], fmt.Sprintf("stream %d begins", i)) {
+				s.b.Fatalf("the gateway's answer to message %d is %q", i, answers[i])
+			}
+			wrong += s.caller.wrong(s.b, f, answers[i])
+			events += len(f.events)
+			ends, firsts = append(ends, f.took), append(firsts, f.first)
+		}
+	}
+	alone()
+	followed()
+	if twice && os.Getenv(benchreport.OnceEnv) == "" {
+		followed()
+		alone()
+	}
+	rounds := time.Duration(len(walls))
+	name = fmt.Sprintf("%d task streams at once in %d sandboxes, %s", streams, boxes, name)
+	const same = "the gateway alone, the same messages"
+	report.Add(s.b,
+		benchreport.Row{
+			Name: name + ", until the last has ended", Note: s.note, Unit: "s", Samples: benchreport.Seconds(walls...),
+			Baseline: benchreport.Against(same, benchreport.Seconds(base...)),
+		},
+		benchreport.Row{
+			Name: "… each until its end", Note: s.note, Unit: "s", Samples: benchreport.Seconds(ends...),
+			Baseline: benchreport.Against(same, benchreport.Seconds(baseEach...)),
+		},
+		benchreport.Row{
+			Name: "… each until its first text", Note: s.note, Unit: "s", Samples: benchreport.Seconds(firsts...),
+			Baseline: benchreport.Against("each until its end", benchreport.Seconds(ends...)),
+		},
+		benchreport.Row{
+			Name: "… events lost, doubled or wrong", Note: s.note, Unit: "events", Samples: []float64{float64(wrong)},
+			Baseline: benchreport.Against("events of all streams", []float64{float64(events)}), Aim: benchreport.AtMost("max", 0),
+		},
+		benchreport.Row{
+			Name: "… API's processor time", Note: s.note, Unit: "s", Samples: benchreport.Seconds(used / rounds),
+			Baseline: benchreport.Against("the gateway's, for the same", benchreport.Seconds(usedByGateway/rounds)),
+		},
+	)
 }
 
 // together does something n times at once, and returns how long all of it took.
@@ -290,20 +335,30 @@ func together(n int, do func(i int)) time.Duration {
 	return time.Since(began)
 }
 
-func peak(b *testing.B, a *api) int64 {
+// peak is the most memory that an API's process ever had resident, in MB.
+func peak(b *testing.B, a *api) float64 {
 	b.Helper()
 	bytes, err := a.PeakMemory()
 	if err != nil {
 		b.Fatal(err)
 	}
-	return bytes
+	return float64(bytes) / 1e6
+}
+
+func cpu(b *testing.B, p *processtest.Process) time.Duration {
+	b.Helper()
+	used, err := p.CPUTime()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return used
 }
 
 // heapEvery is how often an API is asked for its heap.
 const heapEvery = 200 * time.Millisecond
 
 // watchHeap asks an API for its heap until what it returns is called, which gives
-// all answers, in bytes. The first is of before.
+// all answers, in MB. The first is of before.
 func (c *caller) watchHeap(b *testing.B) func() []float64 {
 	b.Helper()
 	seen := []float64{c.heap(b)}
@@ -342,7 +397,7 @@ func (c *caller) heap(b *testing.B) float64 {
 			if err != nil {
 				b.Error(err)
 			}
-			return bytes
+			return bytes / 1e6
 		}
 	}
 	b.Error("the API does not tell its heap")

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -121,6 +122,30 @@ func (p *Process) PeakMemory() (int64, error) {
 		}
 	}
 	return 0, errors.New("the kernel does not say how much memory a process has had")
+}
+
+// CPUTime is the processor time that the process has used, in steps of 10 ms. Only
+// Linux says so.
+func (p *Process) CPUTime() (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
+	}
+	// What is before the last ")" is its name. Behind it, the 12th and 13th field
+	// count hundredths of a second.
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, errors.New("the kernel does not say how much processor time a process has used")
+	}
+	user, err := strconv.Atoi(fields[11])
+	if err != nil {
+		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
+	}
+	system, err := strconv.Atoi(fields[12])
+	if err != nil {
+		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond, nil
 }
 
 // Signal sends a signal that does not end the process.
