@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/benchreport"
 )
 
 // imageEnv names the sandbox image under test; `make test` builds and sets it.
@@ -64,8 +65,13 @@ type cleaning struct{ tests *testing.M }
 
 // Run implements goleak.TestingM.
 func (c cleaning) Run() int {
+	report.Begin("api", os.Getenv(imageEnv), !benching())
 	code := c.tests.Run()
 	if err := sharedGateway.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = max(code, 1)
+	}
+	if err := report.Write(os.Stdout, os.Getenv(benchreport.DirEnv)); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = max(code, 1)
 	}

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/benchreport"
 )
 
 // rig is a gateway whose store is a bucket of an S3 server of the benchmark's
@@ -31,6 +31,12 @@ type rig struct {
 
 func newRig(b *testing.B) *rig {
 	b.Helper()
+	version, err := exec.CommandContext(b.Context(), "rclone", "version").Output()
+	if err != nil {
+		b.Fatalf("this needs rclone: %v", err)
+	}
+	line, _, _ := strings.Cut(string(version), "\n")
+	report.With(line)
 	server := storetest.StartServer(b, storetest.ServerOptions{})
 	g, err := launch(
 		"S3_ENDPOINT="+server.Endpoint, "S3_BUCKET="+server.Bucket, "S3_REGION=us-east-1", "S3_PREFIX=gateway/",
@@ -239,7 +245,7 @@ func BenchmarkFirstSync(b *testing.B) {
 	r := newRig(b)
 	var synced []time.Duration
 	base := make([][]time.Duration, len(transfers))
-	for i := range few(times) {
+	for i := range benchreport.Few(times) {
 		id := fmt.Sprint("first-", i)
 		r.make(id)
 		r.run(id, "python3", "-c", smallFiles, strconv.Itoa(files))
@@ -251,9 +257,9 @@ func BenchmarkFirstSync(b *testing.B) {
 		r.drop(id)
 	}
 	for way, with := range transfers {
-		report.add(b, row{
-			Name: fmt.Sprintf("first sync of %d small files", files), Unit: "s", Samples: seconds(synced...),
-			Baseline: baseline{with.name, seconds(base[way]...)},
+		report.Add(b, benchreport.Row{
+			Name: fmt.Sprintf("first sync of %d small files", files), Unit: "s", Samples: benchreport.Seconds(synced...),
+			Baseline: benchreport.Against(with.name, benchreport.Seconds(base[way]...)),
 			Note:     "the contract says about 0.1 s a file of the worker, which would be 110 s",
 		})
 	}
@@ -271,7 +277,7 @@ func BenchmarkUnchanged(b *testing.B) {
 			r.run("still", "python3", "-c", smallFiles, strconv.Itoa(of.files))
 			r.settle("still")
 			var syncs, snapshots, listings []time.Duration
-			for range few(of.times) {
+			for range benchreport.Few(of.times) {
 				k := r.keep("still")
 				if k.sent > 0 {
 					b.Fatalf("a snapshot of an unchanged sandbox sent %d bytes", k.sent)
@@ -284,15 +290,15 @@ func BenchmarkUnchanged(b *testing.B) {
 				listings = append(listings, time.Since(began))
 			}
 			r.run("still", "rm", "-r", "small") // the engine has less time for it than it may need
-			base := baseline{"docker exec find with as much of each file", seconds(listings...)}
-			report.add(b,
-				row{
-					Name: fmt.Sprintf("unchanged sync of %d files", of.files), Unit: "s", Samples: seconds(syncs...),
-					Baseline: base, Aim: &aim{"p50", of.aim},
+			base := benchreport.Against("docker exec find with as much of each file", benchreport.Seconds(listings...))
+			report.Add(b,
+				benchreport.Row{
+					Name: fmt.Sprintf("unchanged sync of %d files", of.files), Unit: "s", Samples: benchreport.Seconds(syncs...),
+					Baseline: base, Aim: benchreport.AtMost("p50", of.aim),
 				},
-				row{
-					Name: fmt.Sprintf("unchanged snapshot of %d files", of.files), Unit: "s", Samples: seconds(snapshots...),
-					Baseline: base, Aim: &aim{"p50", of.aim},
+				benchreport.Row{
+					Name: fmt.Sprintf("unchanged snapshot of %d files", of.files), Unit: "s", Samples: benchreport.Seconds(snapshots...),
+					Baseline: base, Aim: benchreport.AtMost("p50", of.aim),
 				},
 			)
 		})
@@ -312,7 +318,7 @@ func BenchmarkWholeWorkspace(b *testing.B) {
 	var snapshots, hibernations []time.Duration
 	var trees []string
 	up, down := make([][]time.Duration, len(transfers)), make([][]time.Duration, len(transfers))
-	for i := range few(times) {
+	for i := range benchreport.Few(times) {
 		id := fmt.Sprint("first-", i)
 		r.make(id)
 		r.run(id, "python3", "-c", realSize)
@@ -331,27 +337,27 @@ func BenchmarkWholeWorkspace(b *testing.B) {
 			down[way] = append(down[way], r.rclone(r.place(fmt.Sprint("first-", i, "-", way)), tree, with.atOnce))
 		}
 	}
-	for i := range few(times) {
+	for i := range benchreport.Few(times) {
 		id := fmt.Sprint("whole-", i)
 		r.make(id)
 		r.run(id, "python3", "-c", realSize)
 		hibernations = append(hibernations, r.sleep(id, "archived"))
 	}
-	w := r.wakes("whole-0", "archived", few(wakes))
+	w := r.wakes("whole-0", "archived", benchreport.Few(wakes))
 	for way, with := range transfers {
-		to, from := baseline{with.name + " up", seconds(up[way]...)}, baseline{with.name + " down", seconds(down[way]...)}
-		third := &aim{"ratio", 1.0 / 3}
-		report.add(b,
-			row{Name: "first snapshot of 20 000 files", Unit: "s", Samples: seconds(snapshots...), Baseline: to, Aim: third},
-			row{Name: "first hibernation of 20 000 files, archived", Unit: "s", Samples: seconds(hibernations...), Baseline: to},
-			row{
-				Name: "restore of 20 000 files", Unit: "s", Samples: seconds(w.restored...), Baseline: from, Aim: third,
+		to, from := benchreport.Against(with.name+" up", benchreport.Seconds(up[way]...)), benchreport.Against(with.name+" down", benchreport.Seconds(down[way]...))
+		third := benchreport.AtMost("ratio", 1.0/3)
+		report.Add(b,
+			benchreport.Row{Name: "first snapshot of 20 000 files", Unit: "s", Samples: benchreport.Seconds(snapshots...), Baseline: to, Aim: third},
+			benchreport.Row{Name: "first hibernation of 20 000 files, archived", Unit: "s", Samples: benchreport.Seconds(hibernations...), Baseline: to},
+			benchreport.Row{
+				Name: "restore of 20 000 files", Unit: "s", Samples: benchreport.Seconds(w.restored...), Baseline: from, Aim: third,
 				Note: "from the request until the last file is there, with the container's start",
 			},
-			row{Name: "wake with 20 000 files from archived, until the answer", Unit: "s", Samples: seconds(w.answered...), Baseline: from},
+			benchreport.Row{Name: "wake with 20 000 files from archived, until the answer", Unit: "s", Samples: benchreport.Seconds(w.answered...), Baseline: from},
 		)
 	}
-	report.add(b, w.row("wake with 20 000 files from archived", "docker run until OpenCode is ready"))
+	report.Add(b, w.row("wake with 20 000 files from archived", "docker run until OpenCode is ready"))
 }
 
 // lastFile is a Python program that prints when, in seconds since 1970, the file
@@ -372,10 +378,10 @@ type woken struct {
 	base     []time.Duration
 }
 
-func (w woken) row(name, base string) row {
-	return row{
-		Name: name + ", until the answer", Unit: "ms", Samples: milliseconds(w.answered...),
-		Baseline: baseline{base + ", then the same GET", milliseconds(w.base...)}, Aim: &aim{"ratio", 1.15},
+func (w woken) row(name, base string) benchreport.Row {
+	return benchreport.Row{
+		Name: name + ", until the answer", Unit: "ms", Samples: benchreport.Milliseconds(w.answered...),
+		Baseline: benchreport.Against(base+", then the same GET", benchreport.Milliseconds(w.base...)), Aim: benchreport.AtMost("ratio", 1.15),
 	}
 }
 
@@ -471,9 +477,9 @@ func BenchmarkWake(b *testing.B) {
 	r := newRig(b)
 	r.make("sleeper")
 	r.settle("sleeper")
-	frozen := r.wakes("sleeper", "frozen", few(20)).row("wake from frozen", "the engine's unpause")
-	frozen.Aim = &aim{"ratio", 1.3}
-	report.add(b, frozen, r.wakes("sleeper", "stopped", few(5)).row("wake from stopped", "the engine's start until OpenCode is ready"))
+	frozen := r.wakes("sleeper", "frozen", benchreport.Few(20)).row("wake from frozen", "the engine's unpause")
+	frozen.Aim = benchreport.AtMost("ratio", 1.3)
+	report.Add(b, frozen, r.wakes("sleeper", "stopped", benchreport.Few(5)).row("wake from stopped", "the engine's start until OpenCode is ready"))
 }
 
 // twoGB is a Python program that makes 2 GB of files under "build": two of 500 MB,
@@ -507,13 +513,13 @@ func BenchmarkPeakMemory(b *testing.B) {
 		if size := r.stored(folder + "/large"); size < 2e9 {
 			b.Fatalf("%s: only %d bytes are in %s", name, size, folder)
 		}
-		report.add(b, row{
+		report.Add(b, benchreport.Row{
 			Name: "gateway's peak memory (VmHWM), " + name, Unit: "MB", Samples: []float64{after},
-			Baseline: baseline{"the same process before that", []float64{before}}, Aim: &aim{"max", 150},
+			Baseline: benchreport.Against("the same process before that", []float64{before}), Aim: benchreport.AtMost("max", 150),
 		})
 	}
 	measure("first snapshot of 2 GB", "snapshots") // what is called build is not in the mirror
-	if os.Getenv(benchFullEnv) != "" {
+	if os.Getenv(benchreport.FullEnv) != "" {
 		r.run("large", "mv", "build", "data")
 		measure("first sync of 2 GB, and a snapshot that reads them again", "workspaces")
 	}
@@ -553,18 +559,9 @@ func (r *rig) again() {
 // peak is the most memory that the gateway's process ever had resident, in MB.
 func (r *rig) peak() float64 {
 	r.b.Helper()
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.PID()))
+	bytes, err := r.PeakMemory()
 	if err != nil {
 		r.b.Fatal(err)
 	}
-	lines := strings.Split(string(raw), "\n")
-	i := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, "VmHWM:") })
-	if i < 0 {
-		r.b.Fatal("the kernel does not say how much memory a process has had")
-	}
-	kib, err := strconv.ParseFloat(strings.Fields(lines[i])[1], 64)
-	if err != nil {
-		r.b.Fatal(err)
-	}
-	return kib * 1024 / 1e6
+	return float64(bytes) / 1e6
 }

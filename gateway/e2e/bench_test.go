@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/benchreport"
 )
 
 // coldCreates is how many sandboxes BenchmarkColdCreate makes, and baselines.
@@ -30,41 +32,22 @@ func BenchmarkColdCreate(b *testing.B) {
 		}
 	}()
 	var ready, answer, baseReady, baseAnswer []time.Duration
-	for i := range few(coldCreates) {
+	for i := range benchreport.Few(coldCreates) {
 		r, a := g.coldBaseline(b, i)
 		baseReady, baseAnswer = append(baseReady, r), append(baseAnswer, a)
 		r, a = g.coldCreate(b, i)
 		ready, answer = append(ready, r), append(answer, a)
 	}
-	report.add(b,
-		row{
-			Name: "cold create until its reply", Unit: "s", Samples: seconds(ready...),
-			Baseline: baseline{"docker run until OpenCode is ready", seconds(baseReady...)},
+	report.Add(b,
+		benchreport.Row{
+			Name: "cold create until its reply", Unit: "s", Samples: benchreport.Seconds(ready...),
+			Baseline: benchreport.Against("docker run until OpenCode is ready", benchreport.Seconds(baseReady...)),
 		},
-		row{
-			Name: "cold create until the first answer", Unit: "s", Samples: seconds(answer...),
-			Baseline: baseline{"docker run until OpenCode's own first answer", seconds(baseAnswer...)},
+		benchreport.Row{
+			Name: "cold create until the first answer", Unit: "s", Samples: benchreport.Seconds(answer...),
+			Baseline: benchreport.Against("docker run until OpenCode's own first answer", benchreport.Seconds(baseAnswer...)),
 		},
 	)
-}
-
-// benchFullEnv, if it is set, makes a run that measures most things three times as
-// often, and some that are left out otherwise.
-const benchFullEnv = "AGENTPOD_BENCH_FULL"
-
-// benchOnceEnv, if it is set, measures everything once, to see that it works.
-const benchOnceEnv = "AGENTPOD_BENCH_ONCE"
-
-// few is how many times something is measured, n times unless the environment says
-// otherwise.
-func few(n int) int {
-	switch {
-	case os.Getenv(benchOnceEnv) != "":
-		return 1
-	case os.Getenv(benchFullEnv) != "":
-		return 3 * n
-	}
-	return n
 }
 
 func (g *gateway) coldCreate(b *testing.B, i int) (ready, answer time.Duration) {

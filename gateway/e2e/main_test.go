@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/benchreport"
 )
 
 // imageEnv names the sandbox image under test; `make test` builds and sets it.
@@ -19,6 +21,11 @@ const imageEnv = "AGENTPOD_TEST_IMAGE"
 //
 //nolint:gochecknoglobals // set once by TestMain
 var binary string
+
+// report is what all benchmarks of a run have measured.
+//
+//nolint:gochecknoglobals // filled by the benchmarks, written by TestMain
+var report benchreport.Report
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
@@ -40,16 +47,16 @@ func testMain(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	// Figures of an instrumented gateway would say nothing.
-	race := os.Getenv(benchEnv) == ""
+	race := os.Getenv(benchreport.DirEnv) == ""
 	build := exec.CommandContext(ctx, "go", "build", fmt.Sprintf("-race=%t", race), "-o", binary, "../cmd/gateway") //nolint:gosec // our own main
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: building the gateway: %v\n%s", err, out)
 		return 1
 	}
-	report.begin(race)
+	report.Begin("gateway", os.Getenv(imageEnv), race)
 	code := m.Run()
 	sharedFixture.close()
-	if err := report.write(os.Stdout, os.Getenv(benchEnv)); err != nil {
+	if err := report.Write(os.Stdout, os.Getenv(benchreport.DirEnv)); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}

@@ -9,7 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -101,6 +104,49 @@ func (p *Process) Ended() bool {
 
 // PID is the process's number.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// PeakMemory is the most memory that the process ever had resident, in bytes. Only
+// Linux says so.
+func (p *Process) PeakMemory() (int64, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			var kib int64
+			if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
+				return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+			}
+			return kib * 1024, nil
+		}
+	}
+	return 0, errors.New("the kernel does not say how much memory a process has had")
+}
+
+// CPUTime is the processor time that the process has used, in steps of 10 ms. Only
+// Linux says so.
+func (p *Process) CPUTime() (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
+	}
+	// What is before the last ")" is its name. Behind it, the 12th and 13th field
+	// count hundredths of a second.
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, errors.New("the kernel does not say how much processor time a process has used")
+	}
+	user, err := strconv.Atoi(fields[11])
+	if err != nil {
+		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
+	}
+	system, err := strconv.Atoi(fields[12])
+	if err != nil {
+		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond, nil
+}
 
 // Signal sends a signal that does not end the process.
 func (p *Process) Signal(sig syscall.Signal) error {
