@@ -168,8 +168,8 @@ func TestOfTwoAPIsOneTakesUpWhatTheOtherLeft(t *testing.T) {
 	t.Parallel()
 	g := sharedGateway.get(t)
 	database := "DATABASE_URL=" + postgres.URL(t)
-	first := newAPI(t, g, database, encryptionKey, apiSecret)
-	second := newAPI(t, g, database, encryptionKey, apiSecret)
+	first := newAPI(t, g, database, encryptionKey, "API_SECRET="+apiSecret)
+	second := newAPI(t, g, database, encryptionKey, "API_SECRET="+apiSecret)
 	one := first.admin(t)
 	two := &caller{url: second.url(), bearer: one.bearer, userID: one.userID}
 	id, seen := one.begin(t, "chunks 12 500ms", "chunk")
@@ -204,7 +204,7 @@ func TestTasksOutliveARestartOfTheDatabase(t *testing.T) {
 		}
 	})
 	g := sharedGateway.get(t)
-	a := newAPI(t, g, "DATABASE_URL="+server.URL(t), encryptionKey, apiSecret)
+	a := newAPI(t, g, "DATABASE_URL="+server.URL(t), encryptionKey, "API_SECRET="+apiSecret)
 	c := a.admin(t)
 	const n = 4
 	ids := make([]string, n)

@@ -58,7 +58,7 @@ func TestAPersonSignsInAndSendsATask(t *testing.T) {
 func TestATaskIsKeptAndWorksInASandboxThatThereIs(t *testing.T) {
 	t.Parallel()
 	g := sharedGateway.get(t)
-	c := newAPI(t, g, "DATABASE_URL="+postgres.URL(t), encryptionKey, apiSecret).admin(t)
+	c := newAPI(t, g, "DATABASE_URL="+postgres.URL(t), encryptionKey, "API_SECRET="+apiSecret).admin(t)
 	var first struct{ TaskID, SandboxID, SessionID, Response string }
 	c.must(t, http.MethodPost, "/api/v2/agents/task", object{"message": "write notes.txt: kept", "gitUrl": g.git.URL(), "model": "scripted/echo"}, http.StatusOK, &first)
 	var second struct{ TaskID, SandboxID, SessionID, Response string }
@@ -81,9 +81,6 @@ func TestATaskIsKeptAndWorksInASandboxThatThereIs(t *testing.T) {
 
 // encryptionKey is what an API on a database server must be given.
 const encryptionKey = "ENCRYPTION_KEY=000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
-
-// apiSecret is what all APIs on one database sign cookies with.
-const apiSecret = "API_SECRET=a secret that both have, of 32 bytes or more"
 
 func TestATaskThatFailsEarlyLeavesNoSandbox(t *testing.T) {
 	t.Parallel()

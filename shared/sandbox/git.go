@@ -101,3 +101,15 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 	repo.URL = u.String()
 	return repo, nil
 }
+
+// Name is the last element of the repository's path, without ".git".
+func (r Repository) Name() string {
+	address := r.URL
+	if u, err := url.Parse(address); err == nil && u.Host != "" {
+		address = u.Path
+	} else if _, after, scp := strings.Cut(address, ":"); scp {
+		address = after
+	}
+	address = strings.TrimRight(address, "/")
+	return strings.TrimSuffix(address[strings.LastIndexByte(address, '/')+1:], ".git")
+}

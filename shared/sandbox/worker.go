@@ -113,7 +113,7 @@ func (w *WorkerClient) Create(ctx context.Context, req CreateRequest) (CreateRes
 		r.CreatedAt = now
 	}
 	if req.GitURL != "" {
-		r.GitURL = WithoutUser(req.GitURL)
+		r.GitURL = withoutUser(req.GitURL)
 	}
 	if req.Directory != "" {
 		r.Directory = req.Directory
@@ -326,8 +326,8 @@ func (b *messageBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// WithoutUser returns an address without the credentials in it.
-func WithoutUser(address string) string {
+// withoutUser returns an address without the credentials in it.
+func withoutUser(address string) string {
 	scheme, rest, ok := strings.Cut(address, "://")
 	if !ok {
 		return address

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -144,6 +145,9 @@ func (a *API) stream(c echo.Context, taskID string, after int64) error {
 	h.Set("X-Accel-Buffering", "no")
 	control := http.NewResponseController(c.Response())
 	send := func(format string, args ...any) error {
+		if err := context.Cause(ctx); err != nil { // which has set a deadline of its own
+			return err
+		}
 		_ = control.SetWriteDeadline(time.Now().Add(readerTime))
 		if _, err := fmt.Fprintf(c.Response(), format, args...); err != nil {
 			return err

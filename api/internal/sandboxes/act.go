@@ -81,15 +81,13 @@ func (s *Service) Delete(ctx context.Context, userID, id string) error {
 	if err := s.drop(ctx, id); err != nil {
 		return err
 	}
-	// What was never started is not with its provider.
-	if row.Status != task.SandboxCreated || row.StartedAt != nil {
-		backend, err := s.deps.Backends.Backend(row.Provider)
-		if err != nil {
-			return err //nolint:wrapcheck // an error for the caller
-		}
-		if err := backend.Delete(ctx, id); err != nil && !sandbox.HasCode(err, sandbox.CodeSandboxNotFound) {
-			return provider.Told(err)
-		}
+	// What was never started may just be, for a task.
+	backend, err := s.deps.Backends.Backend(row.Provider)
+	if err != nil {
+		return err //nolint:wrapcheck // an error for the caller
+	}
+	if err := backend.Delete(ctx, id); err != nil && !sandbox.HasCode(err, sandbox.CodeSandboxNotFound) {
+		return provider.Told(err)
 	}
 	ctx, cancel := settling(ctx)
 	defer cancel()

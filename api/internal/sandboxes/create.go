@@ -5,8 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"net/url"
-	"path"
 	"regexp"
 	"strings"
 	"unicode"
@@ -89,7 +87,7 @@ func (s *Service) check(n NewSandbox) (task.Sandbox, error) {
 		return none, sandbox.Errorf(sandbox.CodeInvalidGitURL,
 			"the githubUrl has credentials, which are not kept: leave autoStart out, or them")
 	}
-	row.GithubURL, row.RepoName = repo.URL, repoName(repo.URL)
+	row.GithubURL, row.RepoName = repo.URL, repo.Name()
 	return row, nil
 }
 
@@ -98,16 +96,6 @@ func plain(s, also string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
 		return unicode.IsControl(r) && !strings.ContainsRune(also, r)
 	})
-}
-
-// repoName is the last element of a git URL's path.
-func repoName(address string) string {
-	if u, err := url.Parse(address); err == nil && u.Host != "" {
-		address = u.Path
-	} else if _, after, scp := strings.Cut(address, ":"); scp {
-		address = after
-	}
-	return strings.TrimSuffix(path.Base(strings.TrimRight(address, "/")), ".git")
 }
 
 var notSlug = regexp.MustCompile(`[^a-z0-9]+`)
@@ -165,8 +153,7 @@ func (s *Service) begin(row task.Sandbox, gitURL string) bool {
 	return true
 }
 
-// settle says in the record why a sandbox could not be made, and removes one
-// whose record is gone.
+// settle says in the record why a sandbox could not be made.
 func (s *Service) settle(row task.Sandbox, m *making, err error) {
 	s.mu.Lock()
 	delete(s.making, row.ID)
@@ -179,12 +166,6 @@ func (s *Service) settle(row task.Sandbox, m *making, err error) {
 	ctx, cancel := settling(context.Background())
 	defer cancel()
 	_, err = s.change(ctx, row, task.SandboxChange{Status: ptr(task.SandboxError), ErrorMessage: ptr(sentence(err))})
-	if sandbox.HasCode(err, sandbox.CodeSandboxNotFound) { // deleted, by another process too
-		var backend sandbox.Backend
-		if backend, err = s.deps.Backends.Backend(row.Provider); err == nil {
-			err = backend.Delete(ctx, row.ID)
-		}
-	}
 	if err != nil {
 		s.deps.Log.Error("the end of making a sandbox was not kept", "sandboxId", row.ID, "error", err)
 	}
@@ -245,6 +226,9 @@ func (s *Service) Raise(ctx context.Context, row task.Sandbox, gitURL string) (t
 		var req sandbox.WakeRequest
 		if hash != row.ConfigHash {
 			req.Config = config
+			if config == nil {
+				req.Config = emptied()
+			}
 		}
 		_, err = backend.Wake(ctx, row.ID, req)
 	}
@@ -258,6 +242,16 @@ func (s *Service) Raise(ctx context.Context, row task.Sandbox, gitURL string) (t
 	if row.Provider == provider.Docker {
 		c.Tier = ptr(string(sandbox.TierRunning))
 	}
+	id := row.ID
 	row, err = s.change(ctx, row, c)
+	if sandbox.HasCode(err, sandbox.CodeSandboxNotFound) { // deleted while it was made
+		ctx, cancel := settling(ctx)
+		defer cancel()
+		err = errors.Join(err, backend.Delete(ctx, id))
+	}
 	return row, backend, err
 }
+
+// emptied is the config of a user who has removed the last of it: without one a
+// sandbox would keep what it has, keys too.
+func emptied() json.RawMessage { return json.RawMessage(`{"agents_md":""}`) }

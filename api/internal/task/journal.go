@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // The types of events, as the frontend's stream has them.
@@ -81,6 +82,14 @@ func newJournal(tasks Tasks, lease Lease, seq int64, rang, lost func(), log *slo
 func (j *journal) note(e entry) {
 	if e.Type == EventChunk && e.Content == "" {
 		return
+	}
+	for len(e.Content) > maxChunk {
+		cut := maxChunk
+		for !utf8.RuneStart(e.Content[cut]) {
+			cut--
+		}
+		j.note(entry{Type: EventChunk, Content: e.Content[:cut]})
+		e.Content = e.Content[cut:]
 	}
 	j.mu.Lock()
 	if n := len(j.pending); n > 0 && e.Type == EventChunk && j.pending[n-1].Type == EventChunk && len(j.pending[n-1].Content)+len(e.Content) <= maxChunk {

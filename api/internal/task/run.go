@@ -6,7 +6,9 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/shared/opencode"
@@ -20,7 +22,9 @@ type job struct {
 	gitURL  string // with the credentials that are kept nowhere
 	journal *journal
 	text    *transcript
-	asleep  bool // the sandbox was not yet brought up by this job
+	asleep  bool                      // the sandbox was not yet brought up by this job
+	works   atomic.Bool               // its agent does
+	renewed atomic.Pointer[time.Time] // when the lease was, for the last time
 	done    chan struct{}
 	result  *Result // set before done is closed, if this process ended the task
 	cancel  context.CancelCauseFunc
@@ -52,12 +56,14 @@ func (s *Service) run(ctx context.Context, j *job) {
 	defer stop(nil)
 	lost := func() { stop(ErrLeaseLost) }
 	j.asleep = true
+	began := time.Now()
+	j.renewed.Store(&began)
 	j.journal = newJournal(s.Tasks, j.lease(), j.task.EventSeq, func() { s.bells.ring(j.task.ID) }, lost, s.Log)
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	renewed, written := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(renewed)
-		s.renew(background, j.lease(), lost)
+		s.renew(background, j.lease(), &j.renewed, lost)
 	}()
 	writing, stopWriting := context.WithCancel(background)
 	go func() {
@@ -70,13 +76,17 @@ func (s *Service) run(ctx context.Context, j *job) {
 	s.conclude(ctx, j, err)
 	end()
 	<-renewed
-	if errors.Is(context.Cause(ctx), errClosing) && j.result == nil {
+	switch {
+	case j.result != nil:
+	case errors.Is(context.Cause(ctx), errClosing):
 		s.giveUp(ctx, j)
+	default:
+		s.clear(ctx, j)
 	}
 }
 
 // renew keeps a lease until ctx ends.
-func (s *Service) renew(ctx context.Context, lease Lease, lost func()) {
+func (s *Service) renew(ctx context.Context, lease Lease, renewed *atomic.Pointer[time.Time], lost func()) {
 	tick := time.NewTicker(s.settings.Lease / renewals)
 	defer tick.Stop()
 	for {
@@ -86,13 +96,16 @@ func (s *Service) renew(ctx context.Context, lease Lease, lost func()) {
 		case <-tick.C:
 		}
 		call, cancel := context.WithTimeout(ctx, s.settings.Lease/renewals)
-		err := s.Tasks.Renew(call, lease, time.Now().Add(s.settings.Lease))
+		now := time.Now()
+		err := s.Tasks.Renew(call, lease, now.Add(s.settings.Lease))
 		cancel()
 		switch {
 		case errors.Is(err, ErrLeaseLost):
 			lost()
 			return
-		case err != nil && ctx.Err() == nil:
+		case err == nil:
+			renewed.Store(&now)
+		case ctx.Err() == nil:
 			s.Log.Warn("a task's lease cannot be renewed; it is tried again", "taskId", lease.TaskID, "error", err)
 		}
 	}
@@ -162,7 +175,7 @@ func away(err error) bool {
 		sandbox.CodeNoCapacity, sandbox.CodeOpenCodeDown:
 		return true
 	default:
-		return errors.Is(err, opencode.ErrStreamEnded)
+		return false
 	}
 }
 
@@ -296,10 +309,15 @@ func (s *Service) bringUp(ctx context.Context, j *job) error {
 		return sandbox.Errorf(sandbox.CodeSandboxDeleted, "the task's sandbox was deleted")
 	case err != nil:
 		return storeAway(err)
+	case row.StartedAt != nil && row.Provider == provider.Cloudflare && s.worksIn(row.ID, j):
+		return nil // a wake would put back what the other task has changed
 	case row.StartedAt != nil:
 		j.journal.status("waking the sandbox")
 		_, _, err = s.Raise(ctx, row, "")
 		return err
+	}
+	if j.gitURL == "" {
+		j.gitURL = row.GithubURL
 	}
 	// A worker cannot clone twice, and nobody knows how far a create came.
 	once := j.gitURL != "" && j.task.Provider == provider.Cloudflare
@@ -312,6 +330,18 @@ func (s *Service) bringUp(ctx context.Context, j *job) error {
 		return sandbox.Errorf(sandbox.CodeBackendFailed, "%s did not answer while the repository was cloned; send the message again", j.task.Provider).WithCause(err)
 	}
 	return err
+}
+
+// worksIn tells whether another task's agent works in a sandbox.
+func (s *Service) worksIn(sandboxID string, but *job) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.jobs {
+		if j != but && j.works.Load() && j.sandboxID() == sandboxID {
+			return true
+		}
+	}
+	return false
 }
 
 // note keeps what was learnt of a sandbox. That it cannot be kept is no reason to
@@ -345,6 +375,8 @@ func (s *Service) prompt(ctx context.Context, j *job, oc *opencode.Client) error
 	if j.task.ModelID != "" {
 		req.Model = &sandbox.Model{ProviderID: j.task.ModelProvider, ModelID: j.task.ModelID}
 	}
+	j.works.Store(true)
+	defer j.works.Store(false)
 	reply, err := j.backend.Message(ctx, j.sandboxID(), req)
 	watching.stop(ctx, err == nil)
 	if err != nil {
@@ -375,7 +407,7 @@ func (j *job) keep(response string, parts []json.RawMessage) {
 	}
 	j.result = &Result{
 		TaskID: j.task.ID, SandboxID: j.sandboxID(), SessionID: j.task.SessionID, MessageID: first.MessageID, Parts: parts,
-		Response: strings.ReplaceAll(response, "\x00", "\ufffd"), // which not every database keeps
+		Response: response,
 	}
 }
 
@@ -549,7 +581,9 @@ func (s *Service) take(j *job, m opencode.Message) error {
 
 // conclude ends the task in the database, unless it is somebody else's by now.
 func (s *Service) conclude(ctx context.Context, j *job, failure error) {
-	if ctx.Err() != nil { // cancelled, taken up by somebody else, or shutting down
+	// Cancelled, taken up by somebody else, or shutting down: all that there is
+	// belongs to whoever has the task then.
+	if ctx.Err() != nil || errors.Is(failure, ErrLeaseLost) {
 		j.result = nil
 		return
 	}
@@ -605,7 +639,7 @@ func (s *Service) finish(ctx context.Context, j *job) error {
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	if j.text != nil {
-		j.journal.note(entry{Type: EventChunk, Content: j.text.rest()})
+		j.journal.note(entry{Type: EventChunk, Content: j.text.end()})
 	}
 	last, err := j.journal.last(call)
 	if err != nil {
@@ -613,10 +647,10 @@ func (s *Service) finish(ctx context.Context, j *job) error {
 	}
 	r := j.result
 	d := details{CreatedNewSandbox: j.task.NewSandbox, MessageID: r.MessageID}
-	o := Outcome{Status: Completed, Response: r.Response, At: time.Now()}
+	o := Outcome{Status: Completed, Response: storable(r.Response), At: time.Now()}
 	final := entry{Type: EventDone, TaskID: r.TaskID, SandboxID: r.SandboxID, SessionID: r.SessionID, MessageID: r.MessageID, CreatedNewSandbox: &d.CreatedNewSandbox}
 	if r.Err != nil {
-		o.Status, o.Error, d.Code = Failed, r.Err.Message, r.Err.Code
+		o.Status, o.Error, d.Code = Failed, storable(r.Err.Message), r.Err.Code
 		final = entry{Type: EventError, Message: r.Err.Message, Code: string(r.Err.Code)}
 	}
 	metadata := d.text()
@@ -626,15 +660,32 @@ func (s *Service) finish(ctx context.Context, j *job) error {
 	return s.Tasks.Finish(call, j.lease(), o, append(last, final.event())...)
 }
 
-// recoverEvery is how often tasks are looked for that nobody runs.
-const recoverEvery = 3 * time.Second
+// maxStored bounds what a row has of an answer, in bytes: lists have many. The
+// session has all of it.
+const maxStored = 256 << 10
+
+// storable is a text as every database keeps it: without NUL, and not too long.
+func storable(text string) string {
+	if len(text) > maxStored {
+		cut := maxStored
+		for !utf8.RuneStart(text[cut]) {
+			cut--
+		}
+		text = text[:cut] + "\n… (the session has the rest)"
+	}
+	return strings.ReplaceAll(text, "\x00", "\ufffd")
+}
+
+// looksPerLease is how often tasks are looked for that nobody runs, in the time of
+// a lease.
+const looksPerLease = 6
 
 // Recover takes up the tasks of processes that are gone, until ctx ends.
 func (s *Service) Recover(ctx context.Context) {
-	tick := time.NewTicker(recoverEvery)
+	tick := time.NewTicker(s.settings.Lease / looksPerLease)
 	defer tick.Stop()
 	for {
-		for s.Active() < s.settings.Concurrency {
+		for s.mayTakeUp(time.Now()) {
 			if err := s.takeUp(ctx); err != nil {
 				if !errors.Is(err, ErrNotFound) && ctx.Err() == nil {
 					s.Log.Warn("tasks cannot be taken up; it is tried again", "error", err)
@@ -648,6 +699,23 @@ func (s *Service) Recover(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// mayTakeUp tells whether this process has room for another task, and holds those
+// that it has: after the database was away, or the process slept, its own leases
+// are over too, and are renewed before anything else is claimed.
+func (s *Service) mayTakeUp(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.jobs) >= s.settings.Concurrency {
+		return false
+	}
+	for _, j := range s.jobs {
+		if renewed := j.renewed.Load(); renewed != nil && now.Sub(*renewed) > s.settings.Lease/2 {
+			return false
+		}
+	}
+	return true
 }
 
 // takeUp claims one task and runs it.
@@ -665,7 +733,7 @@ func (s *Service) takeUp(ctx context.Context) error {
 		j.backend = backend
 	}
 	if err := s.admit(j); err != nil {
-		return err // its lease is over soon
+		return errors.Join(err, s.Tasks.Renew(call, j.lease(), now.Add(-time.Second)))
 	}
 	s.start(j) //nolint:contextcheck // a task outlives the look for it
 	return nil

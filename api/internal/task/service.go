@@ -1,6 +1,7 @@
 package task
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,36 +134,35 @@ type Request struct {
 const (
 	maxMessage = 256 << 10
 	maxName    = 200
-	maxURL     = 2000
 	nameOf     = 60 // of a message, as the name of a sandbox
 )
 
-func (r Request) check() error {
+// check returns the repository that is to be cloned, if there is one.
+func (r Request) check() (repo sandbox.Repository, err error) {
+	if r.GitURL != "" || r.GitBranch != "" {
+		if repo, err = sandbox.ParseRepository(r.GitURL, r.GitBranch, sandbox.DefaultGitProtocols()); err != nil {
+			return repo, err
+		}
+	}
 	if strings.TrimSpace(r.Message) == "" {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "message is missing")
+		return repo, sandbox.Errorf(sandbox.CodeInvalidRequest, "message is missing")
 	}
 	if len(r.Message) > maxMessage {
-		return sandbox.Errorf(sandbox.CodeTooLarge, "the message is larger than %d bytes; put long texts into a file of the workspace", maxMessage)
+		return repo, sandbox.Errorf(sandbox.CodeTooLarge, "the message is larger than %d bytes; put long texts into a file of the workspace", maxMessage)
 	}
-	texts := map[string]string{"message": r.Message, "gitUrl": r.GitURL, "gitBranch": r.GitBranch, "sandboxId": r.SandboxID}
+	texts := map[string]string{"message": r.Message, "sandboxId": r.SandboxID, "provider": r.Provider}
 	if r.Model != nil {
 		texts["model"] = r.Model.ProviderID + r.Model.ModelID
 	}
 	for name, text := range texts {
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "%s is not text", name)
+			return repo, sandbox.Errorf(sandbox.CodeInvalidRequest, "%s is not text", name)
 		}
 	}
-	if len(r.GitURL) > maxURL || len(r.GitBranch) > maxName {
-		return sandbox.Errorf(sandbox.CodeInvalidGitURL, "the repository's address or branch is too long")
-	}
-	if r.GitURL != "" && !strings.Contains(r.GitURL, "://") {
-		return sandbox.Errorf(sandbox.CodeInvalidGitURL, "gitUrl must be an address such as https://github.com/owner/repository.git")
-	}
 	if m := r.Model; m != nil && (m.ProviderID == "" || m.ModelID == "" || len(m.ProviderID) > maxName || len(m.ModelID) > maxName) {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, `model must name a provider and a model: {"providerID":"…","modelID":"…"} or "provider/model"`)
+		return repo, sandbox.Errorf(sandbox.CodeInvalidRequest, `model must name a provider and a model: {"providerID":"…","modelID":"…"} or "provider/model"`)
 	}
-	return nil
+	return repo, nil
 }
 
 // Result is how a task ended.
@@ -201,12 +201,13 @@ func (s *Service) Launch(ctx context.Context, req Request) (Task, error) {
 
 // prepare makes a job of a request, with the row of its sandbox if that is new.
 func (s *Service) prepare(ctx context.Context, req Request, use provider.UseCase, prefix string) (*job, *Sandbox, error) {
-	if err := req.check(); err != nil {
+	repo, err := req.check()
+	if err != nil {
 		return nil, nil, err
 	}
 	now := time.Now()
 	t := Task{
-		ID: NewID("tsk-"), UserID: req.UserID, Status: Pending, Message: req.Message, GitURL: sandbox.WithoutUser(req.GitURL), GitBranch: req.GitBranch,
+		ID: NewID("tsk-"), UserID: req.UserID, Status: Pending, Message: req.Message, GitURL: repo.URL, GitBranch: repo.Branch,
 		LeaseOwner: NewID("api-"), LeaseUntil: now.Add(s.settings.Lease), CreatedAt: now,
 	}
 	if req.Model != nil {
@@ -235,7 +236,7 @@ func (s *Service) prepare(ctx context.Context, req Request, use provider.UseCase
 	id := NewID(prefix)
 	j.backend, j.task.Provider, j.task.SandboxID, j.task.NewSandbox = backend, name, &id, true
 	return j, &Sandbox{
-		ID: id, UserID: req.UserID, Provider: name, Name: printable.Line(req.Message, nameOf), Slug: id, GithubURL: t.GitURL, GitBranch: t.GitBranch,
+		ID: id, UserID: req.UserID, Provider: name, Name: printable.Line(req.Message, nameOf), Slug: id, GithubURL: repo.URL, GitBranch: repo.Branch, RepoName: repo.Name(),
 		Status: SandboxStarting, CreatedAt: now, UpdatedAt: now,
 	}, nil
 }
@@ -253,6 +254,15 @@ func (s *Service) admit(jobs ...*job) error {
 	}
 	if len(s.jobs)+len(jobs) > 5*s.settings.Concurrency {
 		return sandbox.Errorf(sandbox.CodeTooManyRequests, "too many tasks wait; try again later")
+	}
+	own := len(jobs)
+	for _, j := range s.jobs {
+		if len(jobs) > 0 && j.task.UserID == jobs[0].task.UserID {
+			own++
+		}
+	}
+	if own > s.settings.Concurrency { // the rest is for others
+		return sandbox.Errorf(sandbox.CodeTooManyRequests, "%d of your tasks run or wait; try again when some have ended", own-len(jobs))
 	}
 	for _, j := range jobs {
 		s.jobs[j.task.ID] = j
@@ -413,46 +423,56 @@ func (s *Service) Cancel(ctx context.Context, userID, id string) error {
 	s.bells.ring(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if j := s.jobs[id]; j != nil && j.cancel != nil {
+		j.cancel(ErrLeaseLost) // and clears up
 		return nil
 	}
-	j := s.jobs[id]
-	if j != nil && j.cancel != nil {
-		j.cancel(ErrLeaseLost)
+	if !s.closed { // another process does that, unless it is gone
+		s.running.Go(func() { s.clearAfter(userID, id) }) //nolint:contextcheck // as a task does
 	}
-	s.running.Go(func() { s.clear(userID, id, j) }) //nolint:contextcheck // as a task does
 	return nil
 }
 
 // clearTime bounds the clearing up behind a task.
 const clearTime = 30 * time.Second
 
-// clear stops what a cancelled task began, after its job has ended.
-func (s *Service) clear(userID, id string, j *job) {
-	ctx, cancel := context.WithTimeout(s.life, clearTime)
+// clearAfter clears up behind a cancelled task of another process when that must
+// have noticed.
+func (s *Service) clearAfter(userID, id string) {
+	select {
+	case <-time.After(s.settings.Lease):
+	case <-s.life.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), clearTime)
 	defer cancel()
-	if j != nil {
-		select {
-		case <-j.done:
-		case <-ctx.Done():
-		}
-	}
 	t, err := s.Tasks.Get(ctx, userID, id)
-	if err != nil || t.SandboxID == nil {
-		return
-	}
-	backend, err := s.Backends.Backend(t.Provider)
 	if err != nil {
+		s.Log.Warn("a cancelled task could not be cleared up", "taskId", id, "error", err)
 		return
 	}
-	if t.SessionID == "" {
-		if t.NewSandbox {
-			s.discard(ctx, backend, t)
+	j := &job{task: t}
+	if j.backend, err = s.Backends.Backend(t.Provider); err == nil {
+		s.clear(ctx, j)
+	}
+}
+
+// clear stops what a task began, if it was cancelled: a job of another process is
+// left alone.
+func (s *Service) clear(ctx context.Context, j *job) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTime)
+	defer cancel()
+	t, err := s.Tasks.Get(ctx, j.task.UserID, j.task.ID)
+	if err != nil || t.Status != Cancelled || t.SandboxID == nil || j.backend == nil {
+		return
+	}
+	if session := cmp.Or(j.task.SessionID, t.SessionID); session != "" {
+		if err := abort(ctx, j.backend, *t.SandboxID, session); err != nil {
+			s.Log.Warn("a cancelled task's agent could not be stopped", "taskId", t.ID, "sandboxId", *t.SandboxID, "error", err)
 		}
 		return
 	}
-	if err := abort(ctx, backend, *t.SandboxID, t.SessionID); err != nil {
-		s.Log.Warn("a cancelled task's agent could not be stopped", "taskId", id, "sandboxId", *t.SandboxID, "error", err)
+	if t.NewSandbox {
+		s.discard(ctx, j.backend, t)
 	}
 }
 

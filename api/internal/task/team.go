@@ -34,7 +34,7 @@ func (s *Service) LaunchTeam(ctx context.Context, req TeamRequest) (Team, []Memb
 		return Team{}, nil, sandbox.Errorf(sandbox.CodeInvalidRequest, "a team has 1 to %d agents", s.settings.TeamSize)
 	}
 	team := Team{
-		ID: NewID("tem-"), UserID: req.UserID, GitURL: sandbox.WithoutUser(req.GitURL), GitBranch: req.GitBranch, CreatedAt: time.Now(),
+		ID: NewID("tem-"), UserID: req.UserID, CreatedAt: time.Now(),
 	}
 	jobs := make([]*job, len(req.Agents))
 	rows, members := make([]NewMember, len(req.Agents)), make([]Member, len(req.Agents))
@@ -51,6 +51,7 @@ func (s *Service) LaunchTeam(ctx context.Context, req TeamRequest) (Team, []Memb
 			}
 			return Team{}, nil, err
 		}
+		team.GitURL, team.GitBranch = j.task.GitURL, j.task.GitBranch
 		// The whole team is at one place, whatever becomes of it meanwhile.
 		team.Provider, req.Provider = j.task.Provider, j.task.Provider
 		jobs[i], rows[i] = j, NewMember{Role: agent.Role, Task: j.task, Sandbox: box}

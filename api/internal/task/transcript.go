@@ -3,6 +3,7 @@ package task
 import (
 	"encoding/json"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/agentpod/agentpod/shared/opencode"
 	"github.com/agentpod/agentpod/shared/printable"
@@ -49,7 +50,7 @@ func (p part) isText() bool { return p.Type == "text" && !p.Synthetic && !p.Igno
 // The bounds of a transcript: parts and messages, and bytes of text.
 const (
 	maxTold = 10_000
-	maxText = 64 << 20
+	maxText = MaxEventBytes
 )
 
 // event takes an event of a session, and returns what the agent began to do with
@@ -101,19 +102,26 @@ func (t *transcript) parts(raw []json.RawMessage) {
 // set replaces a part's text, and adds the part if it is new.
 func (t *transcript) set(id, text string) {
 	i, ok := t.index[id]
-	if len(t.texts) == maxTold && !ok || t.size+len(text) > maxText {
+	grown := len(text)
+	if ok {
+		grown -= len(t.texts[i])
+	}
+	if len(t.texts) == maxTold && !ok || t.size+grown > maxText {
 		return
 	}
-	t.size += len(text) // a part that is told again counts again
+	t.size += grown
 	if !ok {
 		t.index[id] = len(t.texts)
 		t.texts = append(t.texts, []byte(text))
 		return
 	}
 	// What was given cannot be taken back.
-	if given := t.given(i); len(text) >= given {
-		t.texts[i] = append(t.texts[i][:given], text[given:]...)
+	given := t.given(i)
+	if len(text) < given {
+		t.size -= grown
+		return
 	}
+	t.texts[i] = append(t.texts[i][:given], text[given:]...)
 }
 
 // add adds to a part that is known.
@@ -157,6 +165,25 @@ func (t *transcript) rest() string {
 		return ""
 	}
 	t.held, t.before = t.held[:0], ""
+	return out
+}
+
+// end returns what is new at the end. If the whole does not begin with what
+// somebody gave before, because OpenCode keeps a part without the white space at
+// its end, that is what follows the beginning that both have.
+func (t *transcript) end() string {
+	if out := t.rest(); out != "" || t.before == "" {
+		return out
+	}
+	n := 0
+	for n < min(len(t.held), len(t.before)) && t.held[n] == t.before[n] {
+		n++
+	}
+	for n > 0 && n < len(t.held) && !utf8.RuneStart(t.held[n]) {
+		n--
+	}
+	out := string(t.held[n:])
+	t.held, t.before = nil, ""
 	return out
 }
 
