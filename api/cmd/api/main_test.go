@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -160,7 +161,7 @@ func TestItServesAndComesBackWithWhatItKept(t *testing.T) {
 		t.Errorf("after a restart: %d %s", resp.StatusCode, body)
 	}
 	var out, errs bytes.Buffer
-	asked := append(env, "API_ADDR="+strings.TrimPrefix(url, "http://"))
+	asked := append(slices.Clone(env), "API_ADDR="+strings.TrimPrefix(url, "http://"))
 	if code := run(t.Context(), []string{"health"}, asked, &out, &errs); code != 0 {
 		t.Errorf("its health: exit %d, it says %s", code, errs.String())
 	}
