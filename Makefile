@@ -14,7 +14,7 @@ run: ## start gateway and API (GATEWAY_ADDR, API_ADDR, DATA_DIR) and print what 
 test: ## run every test against a real engine and image
 	@.ci/test
 
-bench: ## measure it beside its baselines, in about 10 minutes (docs/benchmarks.md)
+bench: ## measure it beside its baselines, in about 20 minutes (docs/benchmarks.md)
 	@.ci/bench
 
 lint: ## formatting, vet, golangci-lint, modules

@@ -222,8 +222,8 @@ func (r *Report) Write(to io.Writer, folder string) error {
 		return fmt.Errorf("encoding the figures: %w", err)
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(folder, c.Program+".md"), []byte(table), 0o644),
-		os.WriteFile(filepath.Join(folder, c.Program+".json"), append(raw, '\n'), 0o644),
+		os.WriteFile(filepath.Join(folder, c.Program+".md"), []byte(table), 0o600),
+		os.WriteFile(filepath.Join(folder, c.Program+".json"), append(raw, '\n'), 0o600),
 	)
 }
 
