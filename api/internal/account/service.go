@@ -294,16 +294,11 @@ func life(remember bool) time.Duration {
 // Session returns the session of a token, or ErrNoSession. A session that is to
 // be remembered and older than RenewAfter is renewed, which renewed tells.
 func (s *Service) Session(ctx context.Context, token string) (signed Signed, renewed bool, err error) {
-	session, user, err := s.repository.SessionByHash(ctx, hashToken(token))
-	now := s.now()
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return Signed{}, false, ErrNoSession
-	case err != nil:
-		return Signed{}, false, fmt.Errorf("reading a session: %w", err)
-	case !now.Before(session.ExpiresAt), user.Banned:
-		return Signed{}, false, ErrNoSession
+	signed, err = s.Look(ctx, token)
+	if err != nil {
+		return signed, false, err
 	}
+	session, now := signed.Session, s.now()
 	if session.Remember && now.Sub(session.UpdatedAt) >= RenewAfter {
 		seen := session.UpdatedAt
 		session.UpdatedAt, session.ExpiresAt, renewed = now, now.Add(SessionLife), true
@@ -311,7 +306,23 @@ func (s *Service) Session(ctx context.Context, token string) (signed Signed, ren
 			return Signed{}, false, fmt.Errorf("renewing a session: %w", err)
 		}
 	}
-	return Signed{User: user, Session: session, Token: token}, renewed, nil
+	signed.Session = session
+	return signed, renewed, nil
+}
+
+// Look returns the session of a token, or ErrNoSession, and is no use of it that
+// would renew it.
+func (s *Service) Look(ctx context.Context, token string) (Signed, error) {
+	session, user, err := s.repository.SessionByHash(ctx, hashToken(token))
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return Signed{}, ErrNoSession
+	case err != nil:
+		return Signed{}, fmt.Errorf("reading a session: %w", err)
+	case !s.now().Before(session.ExpiresAt), user.Banned:
+		return Signed{}, ErrNoSession
+	}
+	return Signed{User: user, Session: session, Token: token}, nil
 }
 
 // ServiceUser returns the user behind the service credential if the token is

@@ -149,6 +149,9 @@ func (a *API) health(c echo.Context) error {
 }
 
 func (a *API) ready(c echo.Context) error {
+	if a.streams.isDraining() {
+		return errDraining()
+	}
 	if err := a.Ready(c.Request().Context()); err != nil {
 		return sandbox.Errorf(sandbox.CodeStoreAway, "the API's database does not answer").WithCause(err)
 	}
@@ -176,6 +179,11 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		a.secure(c.Response().Header())
 		preflight := a.share(r, c.Response().Header())
 		who, err := a.admit(c, preflight)
+		defer func() { // also of a reply that is broken off, by a panic
+			a.figures.count(c, time.Since(began))
+			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
+				"status", c.Response().Status, "duration", time.Since(began))
+		}()
 		switch {
 		case err != nil:
 			c.Response().Header().Set("Connection", "close")
@@ -193,9 +201,6 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		if err != nil {
 			c.Error(err)
 		}
-		a.figures.count(c, time.Since(began))
-		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
-			"status", c.Response().Status, "duration", time.Since(began))
 		return nil
 	}
 }

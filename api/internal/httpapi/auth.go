@@ -296,7 +296,7 @@ func (a *API) identify(c echo.Context) (caller, error) {
 	return caller{
 		user: signed.User, key: keyOf(signed.Token), cookie: !byToken, signOuts: signOuts,
 		valid: func(ctx context.Context) error {
-			_, _, err := a.Accounts.Session(ctx, signed.Token)
+			_, err := a.Accounts.Look(ctx, signed.Token)
 			return err //nolint:wrapcheck // the service says what it was doing
 		},
 	}, err

@@ -104,6 +104,12 @@ func (s *streams) deleted(sandboxID string) {
 	s.end(sandbox.Errorf(sandbox.CodeSandboxNotFound, "the sandbox was deleted"), func(x *stream) bool { return x.about == sandboxID })
 }
 
+func (s *streams) isDraining() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining
+}
+
 // Drain ends what would never end by itself, and lets no more of it begin.
 func (a *API) Drain() {
 	a.streams.mu.Lock()

@@ -6,8 +6,8 @@
 // events counts as the newer. What happens in a session and in a workspace moves
 // only times forward. So it matters neither in what order events come nor how
 // often. A record is never removed here: a sandbox that was deleted at its
-// provider is shown as stopped, for one that is made again under the same id,
-// as the API does when it is started, tells that later than the delete did.
+// provider is shown as stopped, and one that is made again under the same id
+// tells that later than the delete did.
 package webhook
 
 import (
@@ -141,7 +141,7 @@ func (r *Receiver) Receive(ctx context.Context, provider string, n Notice) error
 		return fmt.Errorf("taking in a webhook: %w", err)
 	}
 	if !known {
-		log.Info("a webhook tells of a sandbox that is not in the records")
+		log.Debug("a webhook tells of a sandbox that is not in the records")
 	}
 	return nil
 }
