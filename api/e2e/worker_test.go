@@ -350,7 +350,7 @@ func TestAWorkerThatHangsEndsNoTaskLate(t *testing.T) {
 func answer(body string) http.HandlerFunc {
 	return func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
-		_, _ = rw.Write([]byte(body)) //nolint:gosec // the test's own
+		_, _ = rw.Write([]byte(body))
 	}
 }
 
