@@ -209,6 +209,11 @@ func TestNothingOfAnothersIsReachedByPathOrBody(t *testing.T) {
 			t.Errorf("%s: %s", path, raw)
 		}
 	}
+	// An admin may act for others, but for no user who is none.
+	admin := s.admin(t)
+	for _, nobody := range []string{"nobody", "a\x00", "' OR ''='"} {
+		admin.must(t, http.MethodPost, boxesPath, object{"name": "x", "userId": nobody}, http.StatusNotFound, nil)
+	}
 	// A session of another's, in a sandbox of one's own.
 	var own struct{ SandboxID string }
 	eve.must(t, http.MethodPost, taskPath, object{"message": "x", "provider": "cloudflare"}, http.StatusOK, &own)
@@ -590,6 +595,9 @@ func TestBorders(t *testing.T) {
 			"UTF-16":                   []byte("\xff\xfe{\x00}\x00"),
 			"a field called prototype": []byte(`{"__proto__":{"role":"admin"},"constructor":{"prototype":{}}}`),
 		}
+		bodiless := func(path string) bool {
+			return strings.HasSuffix(path, "/sign-out") || strings.HasSuffix(path, "/set-default")
+		}
 		takes := 0
 		for _, r := range routes {
 			if !r.changes() || strings.Contains(r.path, "/opencode/x") || strings.Contains(r.path, "/files/x") && strings.Contains(r.path, "sandboxes") {
@@ -615,7 +623,7 @@ func TestBorders(t *testing.T) {
 				if name == "3 MiB" && status == http.StatusRequestEntityTooLarge {
 					takes++
 				}
-				if name == "3 MiB" && status < 400 && r.path != "/api/auth/sign-out" {
+				if name == "3 MiB" && status < 400 && !bodiless(r.path) {
 					t.Errorf("%s %s took 3 MiB: %d %s", r.method, path, status, raw)
 				}
 			}
@@ -628,7 +636,7 @@ func TestBorders(t *testing.T) {
 
 	t.Run("no parameter breaks anything", func(t *testing.T) {
 		for _, value := range []string{
-			"%00", "a%00b", "%ff", "a%c0%afb", "%ed%a0%80", "'%3b%20DROP%20TABLE%20users%3b--", "%22%20OR%201=1--", "1%27%20OR%20%271%27=%271", "%25", "%25s%25n", "*", "_",
+			"%00", "a%00b", "%ff", "%FF", "a%C0%AFb", "%ED%A0%80", "'%3b%20DROP%20TABLE%20users%3b--", "%22%20OR%201=1--", "1%27%20OR%20%271%27=%271", "%25", "%25s%25n", "*", "_",
 			"%0d%0aSet-Cookie:%20x=y", "%f0%9f%92%a5", strings.Repeat("a", 4000), "..%2f..", "$1", "%7b%7b7*7%7d%7d",
 		} {
 			for _, r := range routes {
@@ -1030,7 +1038,7 @@ func TestABodyThatDripsIsCut(t *testing.T) {
 		{stranger, http.MethodPost, taskPath, 15 * time.Second},
 		{stranger, http.MethodPost, webhookPath, 15 * time.Second},
 		{stranger, http.MethodGet, "/health", 15 * time.Second},
-		{user, http.MethodPost, taskPath, 70 * time.Second},
+		{user, http.MethodPost, taskPath, 75 * time.Second},
 		{user, http.MethodPost, taskPath + "/none/cancel", 30 * time.Second},
 		{user, http.MethodGet, "/api/v2/agents/tasks", 30 * time.Second},
 		{user, http.MethodDelete, boxPath + id + "/opencode/session/x", 30 * time.Second},

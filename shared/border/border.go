@@ -32,7 +32,7 @@ var outward = []string{
 	"Accept-Ch", "Activate-Storage-Access", "Alt-Svc", "Authentication-Info", "Clear-Site-Data",
 	"Content-Security-Policy-Report-Only", "Critical-Ch", "Expect-Ct", "Nel", "Origin-Trial",
 	"Public-Key-Pins", "Public-Key-Pins-Report-Only", "Refresh", "Report-To", "Reporting-Endpoints",
-	"Service-Worker-Allowed", "Set-Cookie2", "Set-Login", "Speculation-Rules", "Strict-Transport-Security",
+	"Service-Worker-Allowed", "Set-Auth-Token", "Set-Cookie2", "Set-Login", "Speculation-Rules", "Strict-Transport-Security",
 	"Use-As-Dictionary", "Www-Authenticate", "X-Accel-Redirect", "X-Lighttpd-Send-File", "X-Reproxy-Url",
 	"X-Sendfile",
 }
