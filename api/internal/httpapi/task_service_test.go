@@ -274,7 +274,7 @@ func TestAnAnswerThatNoDatabaseKeepsAsItIsEndsTheTask(t *testing.T) {
 			p := &place{answer: "a\x00b" + strings.Repeat("é", 300<<10)}
 			e := newEngine(t, s, p, task.Settings{}, nil)
 			made := e.launch(t, task.Request{})
-			if r := e.wait(t, made.ID); r.Err != nil || r.Response != p.answer {
+			if r := e.wait(t, made.ID); r.Err != nil || len(r.Response) <= 600<<10 || !strings.HasPrefix(r.Response, "a\ufffdbé") {
 				t.Errorf("the caller got %d bytes and %v", len(r.Response), r.Err)
 			}
 			got, err := e.Get(t.Context(), e.user, made.ID)

@@ -407,7 +407,7 @@ func (j *job) keep(response string, parts []json.RawMessage) {
 	}
 	j.result = &Result{
 		TaskID: j.task.ID, SandboxID: j.sandboxID(), SessionID: j.task.SessionID, MessageID: first.MessageID, Parts: parts,
-		Response: response,
+		Response: clean(response),
 	}
 }
 
@@ -664,7 +664,10 @@ func (s *Service) finish(ctx context.Context, j *job) error {
 // session has all of it.
 const maxStored = 256 << 10
 
-// storable is a text as every database keeps it: without NUL, and not too long.
+// clean is a text without NUL, which not every database keeps.
+func clean(text string) string { return strings.ReplaceAll(text, "\x00", "\ufffd") }
+
+// storable is a text as a row has it: clean, and not too long.
 func storable(text string) string {
 	if len(text) > maxStored {
 		cut := maxStored
@@ -673,7 +676,7 @@ func storable(text string) string {
 		}
 		text = text[:cut] + "\n… (the session has the rest)"
 	}
-	return strings.ReplaceAll(text, "\x00", "\ufffd")
+	return clean(text)
 }
 
 // looksPerLease is how often tasks are looked for that nobody runs, in the time of
