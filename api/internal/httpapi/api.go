@@ -253,6 +253,9 @@ func (a *API) admit(c echo.Context, preflight bool) (caller, error) {
 	if !utf8.ValidString(r.URL.Path) { // not every database takes such a name
 		return caller{}, sandbox.Errorf(sandbox.CodeInvalidPath, "the path is not UTF-8")
 	}
+	if r.ContentLength > maxBody && !streamed(r) { // also where nobody reads it
+		return caller{}, sandbox.Errorf(sandbox.CodeTooLarge, "the request body is larger than %d bytes", maxBody)
+	}
 	if preflight {
 		return caller{}, nil
 	}
@@ -263,6 +266,13 @@ func (a *API) admit(c echo.Context, preflight bool) (caller, error) {
 		return caller{}, nil
 	}
 	return a.identify(c)
+}
+
+// streamed tells whether a request's body goes on to a sandbox.
+func streamed(r *http.Request) bool {
+	rest, ok := strings.CutPrefix(r.URL.Path, sandboxesRoot+"/")
+	_, below, _ := strings.Cut(rest, "/")
+	return ok && (strings.HasPrefix(below, "files/") || toOpenCode(r))
 }
 
 // forEverybody tells whether a path needs no session. The webhook has tokens of

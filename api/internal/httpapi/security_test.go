@@ -469,3 +469,15 @@ func TestACallerWhoLeavesGetsNothing(t *testing.T) {
 		t.Errorf("%s", rec.Body)
 	}
 }
+
+func TestABodyThatNobodyReadsIsBoundedToo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, sqlite(t), options{})
+	token := w.signUp(t)
+	huge := strings.Repeat("x", 2<<20)
+	for _, path := range []string{authRoot + "sign-out", "/api/providers/openai/set-default", "/api/v2/agents/task/none/cancel"} {
+		if resp, body := w.send(t, "POST", path, huge, "Authorization", "Bearer "+token); resp.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+}
