@@ -164,6 +164,16 @@ func (m *Manager) Peek(id string) (Handle, bool, error) {
 	return h, ok, nil
 }
 
+// Life returns which incarnation a sandbox is of, whatever its state, and the
+// context that ends, with a cause, together with it.
+func (m *Manager) Life(id string) (incarnation string, life context.Context, err error) {
+	b, err := m.existing(id)
+	if err != nil {
+		return "", nil, err
+	}
+	return b.record().Incarnation, b.life, nil
+}
+
 // Nudge notes that something came for a sandbox on a connection that is there
 // already, such as a terminal's, and wakes it for that if it is frozen.
 func (m *Manager) Nudge(h Handle) {

@@ -39,6 +39,8 @@ type Request struct {
 	// Prefix is what was cut off before Path, such as "/sandbox/ID/opencode". A
 	// redirect within OpenCode is put under it again.
 	Prefix string
+	// OwnHost says that OpenCode is on a host of its own, see border.Mount.
+	OwnHost bool
 	// Done ends the request, its streams and upgraded connections when the
 	// sandbox's incarnation is over; a sandbox.Error as its cause is the reply if
 	// none began. Nil means never.
@@ -57,7 +59,7 @@ func (r Request) path() string {
 
 // mount is where the request's OpenCode is on both sides of the border.
 func (r Request) mount() border.Mount {
-	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}}
+	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}, OwnHost: r.OwnHost}
 }
 
 // over returns the reply for a sandbox whose incarnation is over, nil before.
