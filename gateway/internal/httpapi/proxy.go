@@ -23,7 +23,7 @@ func (a *API) proxy(c echo.Context) error {
 	}
 	if a.ui != nil && r.Method == http.MethodGet && path == "/" && strings.Contains(r.Header.Get("Accept"), "text/html") {
 		// A page under this path could not run; the API has nothing here.
-		if _, _, err := a.Manager.Life(id); err != nil {
+		if _, err := a.Manager.Whose(id); err != nil {
 			return err
 		}
 		a.ui.Point(c.Response(), id)

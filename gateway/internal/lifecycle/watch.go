@@ -164,14 +164,15 @@ func (m *Manager) Peek(id string) (Handle, bool, error) {
 	return h, ok, nil
 }
 
-// Life returns which incarnation a sandbox is of, whatever its state, and the
-// context that ends, with a cause, together with it.
-func (m *Manager) Life(id string) (incarnation string, life context.Context, err error) {
+// Whose says of a sandbox in any state what it is: the handle has no link and no
+// guest, and Life ends with the incarnation.
+func (m *Manager) Whose(id string) (Handle, error) {
 	b, err := m.existing(id)
 	if err != nil {
-		return "", nil, err
+		return Handle{}, err
 	}
-	return b.record().Incarnation, b.life, nil
+	rec := b.record()
+	return Handle{SandboxID: b.id, UserID: rec.UserID, Incarnation: rec.Incarnation, Directory: rec.Directory, Life: b.life, release: func() {}}, nil
 }
 
 // Nudge notes that something came for a sandbox on a connection that is there

@@ -6,6 +6,7 @@ package uihost
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -38,7 +39,7 @@ type Settings struct {
 
 // Sandboxes is what a Host needs of the sandboxes; lifecycle.Manager has it.
 type Sandboxes interface {
-	Life(id string) (incarnation string, life context.Context, err error)
+	Whose(id string) (lifecycle.Handle, error)
 	Get(ctx context.Context, id string) (sandbox.Info, error)
 	Peek(id string) (h lifecycle.Handle, running bool, err error)
 	Use(ctx context.Context, id string, purpose lifecycle.Purpose) (lifecycle.Handle, error)
@@ -112,7 +113,7 @@ func (h *Host) origin(label string) string {
 // 12 hours, and with End of the session, an opaque text of at most 256 bytes that
 // may be empty.
 func (h *Host) Ticket(id, sessionText string) (string, time.Time, error) {
-	incarnation, _, err := h.Sandboxes.Life(id)
+	whose, err := h.Sandboxes.Whose(id)
 	if err != nil {
 		return "", time.Time{}, err //nolint:wrapcheck // it is for the caller
 	}
@@ -123,7 +124,7 @@ func (h *Host) Ticket(id, sessionText string) (string, time.Time, error) {
 		return "", time.Time{}, sandbox.Errorf(sandbox.CodeForbidden, "the session was ended; use another")
 	}
 	now := time.Now().UTC()
-	p := pass{SandboxID: id, Incarnation: incarnation, Session: sessionText, Issued: now, Expires: now.Add(ticketLife)}
+	p := pass{SandboxID: id, Incarnation: whose.Incarnation, Session: sessionText, Issued: now, Expires: now.Add(ticketLife)}
 	ticket, err := h.tickets.issue(p)
 	if err != nil {
 		return "", time.Time{}, err
@@ -242,29 +243,29 @@ func (h *Host) serve(w http.ResponseWriter, r *http.Request, letIn func()) error
 	if ticket := r.URL.Query().Get("ticket"); ticket != "" && path == "/" && navigates(r) {
 		return h.enter(w, r, label, ticket)
 	}
-	p, life, err := h.admit(r, label)
+	p, err := h.admit(r, label)
 	if err != nil && manifest(r) {
 		// Browsers ask for it without the cookie, and would complain about each page.
 		ownReply(w.Header(), "application/manifest+json", "default-src 'none'")
-		_, _ = w.Write([]byte("{}")) // to somebody who left
+		_, _ = w.Write([]byte(`{"name":"OpenCode","start_url":"/"}`)) // to somebody who left
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	landed := visits(r) && path == "/" && r.URL.RawQuery == "" && time.Since(p.Issued) < landing
+	landed := visits(r) && path == startPath(p.directory) && r.URL.RawQuery == "" && time.Since(p.Issued) < landing
 	from := whence(r, h.origin(label))
 	if from == fromElsewhere && !landed {
 		return errElsewhere
 	}
 	letIn()
-	done, cancel := context.WithDeadlineCause(life, p.Expires, errOver)
+	done, cancel := context.WithDeadlineCause(p.life, p.Expires, errOver)
 	defer cancel()
 	switch {
 	case r.Method == http.MethodGet && r.Header.Get(waitingHeader) != "":
-		return h.tell(w, p)
+		return h.tell(w, p.pass)
 	case visits(r):
-		shown, err := h.receive(w, r, p, from)
+		shown, err := h.receive(w, r, p.pass, from)
 		if shown || err != nil {
 			return err
 		}
@@ -274,9 +275,15 @@ func (h *Host) serve(w http.ResponseWriter, r *http.Request, letIn func()) error
 	})
 }
 
-// admit returns the pass of a request that has one which is good, and the context
-// that ends with what gave it.
-func (h *Host) admit(r *http.Request, label string) (pass, context.Context, error) {
+// visit is a pass that is good at this moment.
+type visit struct {
+	pass
+	directory string
+	life      context.Context //nolint:containedctx // ends with what gave the pass
+}
+
+// admit returns what lets a request in.
+func (h *Host) admit(r *http.Request, label string) (visit, error) {
 	refusal := errNoPass
 	for _, p := range passes(h.settings.Key, r, label) {
 		life := h.sessions.life(p)
@@ -284,14 +291,20 @@ func (h *Host) admit(r *http.Request, label string) (pass, context.Context, erro
 			refusal = errOver
 			continue
 		}
-		incarnation, _, err := h.Sandboxes.Life(p.SandboxID)
-		if err != nil || incarnation != p.Incarnation {
+		whose, err := h.Sandboxes.Whose(p.SandboxID)
+		if err != nil || whose.Incarnation != p.Incarnation {
 			refusal = sandbox.Errorf(sandbox.CodeUnauthorized, "the sandbox %q that this browser was let into has been deleted", p.SandboxID)
 			continue
 		}
-		return p, life, nil
+		return visit{pass: p, directory: whose.Directory, life: life}, nil
 	}
-	return pass{}, nil, refusal
+	return visit{}, refusal
+}
+
+// startPath is where OpenCode's UI has a folder. Its front page knows none in a
+// browser that has not been there.
+func startPath(directory string) string {
+	return "/" + base64.RawURLEncoding.EncodeToString([]byte(directory)) + "/session"
 }
 
 // enter redeems a ticket for a cookie. It wakes nobody.
@@ -300,8 +313,8 @@ func (h *Host) enter(w http.ResponseWriter, r *http.Request, label, ticket strin
 	if !ok || Label(p.SandboxID) != label {
 		return errTicket
 	}
-	incarnation, _, err := h.Sandboxes.Life(p.SandboxID)
-	if err != nil || incarnation != p.Incarnation || h.sessions.life(p).Err() != nil {
+	whose, err := h.Sandboxes.Whose(p.SandboxID)
+	if err != nil || whose.Incarnation != p.Incarnation || h.sessions.life(p).Err() != nil {
 		return errTicket
 	}
 	p.Issued = time.Now().UTC()
@@ -311,7 +324,7 @@ func (h *Host) enter(w http.ResponseWriter, r *http.Request, label, ticket strin
 		return err
 	}
 	header := w.Header()
-	if !slices.ContainsFunc(passes(h.settings.Key, r, label), func(old pass) bool { return old.Incarnation == incarnation }) {
+	if !slices.ContainsFunc(passes(h.settings.Key, r, label), func(old pass) bool { return old.Incarnation == p.Incarnation }) {
 		// Whatever is there was an earlier sandbox's of this name. Cookies are left
 		// alone: browsers would clear those of all sandboxes.
 		header.Set("Clear-Site-Data", `"cache", "storage"`)
@@ -320,7 +333,7 @@ func (h *Host) enter(w http.ResponseWriter, r *http.Request, label, ticket strin
 	header.Set("Referrer-Policy", "no-referrer")
 	header.Set("Cache-Control", "no-store")
 	border.OwnHost(header)
-	header.Set("Location", "/")
+	header.Set("Location", startPath(whose.Directory))
 	w.WriteHeader(http.StatusSeeOther)
 	return nil
 }
