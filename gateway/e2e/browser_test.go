@@ -196,10 +196,3 @@ func (g *gateway) ui(t *testing.T, id string) string {
 	}
 	return url
 }
-
-// open lets a tab into a sandbox and waits for OpenCode's UI.
-func (p *tab) open(g *gateway, id string) {
-	p.t.Helper()
-	p.goTo(g.ui(p.t, id))
-	p.wait("OpenCode's UI of "+id, `document.querySelector("[data-component=prompt-input]")`)
-}
