@@ -60,6 +60,7 @@ type tab struct {
 	mu     sync.Mutex
 	errors []string
 	seen   []string // URLs that were asked for
+	frames strings.Builder
 }
 
 func (b *browser) tab(t *testing.T) *tab {
@@ -68,10 +69,13 @@ func (b *browser) tab(t *testing.T) *tab {
 	t.Cleanup(end)
 	p := &tab{t: t, ctx: ctx}
 	if err := chromedp.Listen(ctx, func(ev any) {
-		if sent, ok := ev.(*network.EventRequestWillBeSent); ok {
-			p.mu.Lock()
-			p.seen = append(p.seen, sent.Request.URL)
-			p.mu.Unlock()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		switch ev := ev.(type) {
+		case *network.EventRequestWillBeSent:
+			p.seen = append(p.seen, ev.Request.URL)
+		case *network.EventWebSocketFrameReceived:
+			p.frames.Write(ev.Response.PayloadData)
 		}
 	}); err != nil {
 		t.Fatal(err)
@@ -102,6 +106,13 @@ func (p *tab) console() []string {
 	was := p.errors
 	p.errors = nil
 	return was
+}
+
+// received is what came on WebSockets.
+func (p *tab) received() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.frames.String()
 }
 
 func (p *tab) goTo(url string) {
@@ -181,9 +192,6 @@ func (p *tab) shot(name string) {
 	path := filepath.Join(dir, "ui-"+name+".png")
 	if err := os.WriteFile(path, picture, 0o600); err != nil {
 		p.t.Error(err)
-	}
-	if raw := os.Getenv("UI_DEBUG"); raw != "" {
-		_ = os.WriteFile(path+".html", []byte(p.js("document.documentElement.outerHTML")), 0o600)
 	}
 }
 

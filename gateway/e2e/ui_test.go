@@ -106,17 +106,16 @@ func TestATerminalOfTheWebUIEchoes(t *testing.T) {
 	p := openBrowser(t).tab(t)
 	p.open(g, "ui-terminal")
 	p.say("a session")
-	p.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '`', code: 'Backquote', ctrlKey: true, bubbles: true, cancelable: true})) + ''")
-	<-time.After(8 * time.Second)
+	p.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '`', code: 'Backquote', ctrlKey: true, bubbles: true, cancelable: true}))")
+	eventually(t, "the shell prompts", time.Minute, func() bool { return strings.Contains(p.received(), "$ ") })
+	p.click("[data-component=terminal]")
+	p.enter("echo $((6*7))-echoed\r")
+	eventually(t, "the terminal echoes", time.Minute, func() bool { return strings.Contains(p.received(), "42-echoed") })
 	p.shot("terminal")
-	p.mu.Lock()
-	for _, u := range p.seen {
-		if strings.Contains(u, "pty") {
-			t.Log(u)
-		}
+	p.sleeps(g, "ui-terminal", "archived")
+	if errors := p.console(); len(errors) > 0 {
+		t.Errorf("the console has %q", errors)
 	}
-	p.mu.Unlock()
-	t.Log(p.console())
 }
 
 // logged are the statuses with which the gateway answered requests for a path on a

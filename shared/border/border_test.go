@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/agentpod/agentpod/shared/border"
@@ -27,6 +28,23 @@ func TestARedirectIsMovedFromMountToMount(t *testing.T) {
 		if got := h.Get("Location"); got != want {
 			t.Errorf("%q became %q, want %q", location, got, want)
 		}
+	}
+}
+
+func TestAReplyOnAHostOfItsOwnKeepsItsPolicyAndGetsOurs(t *testing.T) {
+	t.Parallel()
+	h := http.Header{
+		"Content-Security-Policy": {"default-src 'self'"}, "X-Frame-Options": {"ALLOWALL"}, "Set-Cookie": {"__Host-agentpod=x", "a=b; Domain=example.com"},
+		"Clear-Site-Data": {"*"}, "Service-Worker-Allowed": {"/"}, "Access-Control-Allow-Origin": {"*"}, "Strict-Transport-Security": {"max-age=1"}, "Alt-Svc": {"h3"},
+		"Location": {"http://inside:1/a"}, "Cache-Control": {"max-age=1"},
+	}
+	border.CleanResponse(h, border.Mount{Path: "/", Hosts: []string{"inside:1"}, OwnHost: true})
+	want := http.Header{
+		"Content-Security-Policy": {"default-src 'self'", "frame-ancestors 'self'"}, "X-Frame-Options": {"SAMEORIGIN"}, "X-Content-Type-Options": {"nosniff"},
+		"Cross-Origin-Opener-Policy": {"same-origin"}, "Cross-Origin-Resource-Policy": {"same-origin"}, "Location": {"/a"}, "Cache-Control": {"max-age=1"},
+	}
+	if diff := cmp.Diff(want, h); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
 	}
 }
 

@@ -294,8 +294,8 @@ type StatsResponse struct {
 // UIResponse is the answer of GET /sandbox/:id/ui: a URL that lets the browser that
 // visits it first into the sandbox's web UI, until it expires.
 type UIResponse struct {
-	URL       string    `json:"url"`
-	ExpiresAt Time `json:"expiresAt"`
+	URL       string `json:"url"`
+	ExpiresAt Time   `json:"expiresAt"`
 }
 
 // ErrorResponse is the body of every error.
