@@ -35,7 +35,7 @@ func becomeBrowser(path string) int {
 		fmt.Fprintln(os.Stderr, "browser:", err)
 		return 1
 	}
-	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0); err != nil {
+	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0); err != nil { //nolint:gosec // the call takes an address
 		fmt.Fprintln(os.Stderr, "browser:", err)
 		return 1
 	}

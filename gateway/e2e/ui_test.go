@@ -112,10 +112,10 @@ func TestATerminalOfTheWebUIEchoes(t *testing.T) {
 	p.enter("echo $((6*7))-echoed\r")
 	eventually(t, "the terminal echoes", time.Minute, func() bool { return strings.Contains(p.received(), "42-echoed") })
 	p.shot("terminal")
-	p.sleeps(g, "ui-terminal", "archived")
 	if errors := p.console(); len(errors) > 0 {
 		t.Errorf("the console has %q", errors)
 	}
+	p.sleeps(g, "ui-terminal", "archived")
 }
 
 // logged are the statuses with which the gateway answered requests for a path on a
@@ -135,10 +135,10 @@ func (g *gateway) logged(id, path string) (statuses []int) {
 
 func TestSandboxesAreStrangersInABrowser(t *testing.T) {
 	g := shared(t)
-	for _, id := range []string{"one", "two"} {
-		g.create(t, id, nil)
-		defer g.delete(t, id)
-	}
+	g.create(t, "one", nil)
+	defer g.delete(t, "one")
+	g.create(t, "two", nil)
+	defer g.delete(t, "two")
 	b := openBrowser(t)
 	one, two := b.tab(t), b.tab(t)
 	one.open(g, "one")
@@ -207,7 +207,8 @@ func (g *gateway) onHost(t *testing.T, method, url string, header http.Header) *
 	if r.Header == nil {
 		r.Header = http.Header{}
 	}
-	resp, err := http.DefaultTransport.RoundTrip(r)
+	stays := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := stays.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}

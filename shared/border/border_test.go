@@ -3,6 +3,7 @@ package border_test
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -83,5 +84,32 @@ func TestAReplyIsCutUntilItIsReleased(t *testing.T) {
 				t.Errorf("writing: %v", err)
 			}
 		})
+	}
+}
+
+func TestAnUpgradedConnectionEndsWithItsLastWords(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := border.NewWriter(r.Context(), w, func() {})
+		defer out.Release()
+		out.Parting = func() []byte { return []byte("farewell") }
+		c, _, err := out.Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = c.Close()
+	}))
+	defer server.Close()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); err != nil || string(got) != "farewell" {
+		t.Errorf("%q, %v", got, err)
 	}
 }

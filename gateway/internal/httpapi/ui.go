@@ -9,8 +9,6 @@ import (
 )
 
 // errNoUI is for a gateway whose sandboxes have no hosts.
-//
-//nolint:gochecknoglobals // a constant error
 var errNoUI = sandbox.Errorf(sandbox.CodeUnsupported, "this gateway serves no web UI: SANDBOX_DOMAIN is off")
 
 // openUI gives out the way into a sandbox's web UI.

@@ -90,8 +90,21 @@ func (c *Carrier) use(w http.ResponseWriter, r *http.Request, v Visit) error {
 		// A terminal that nobody types into does not keep the sandbox awake.
 		h.Release()
 		req.Input = func() { c.Sandboxes.Nudge(h) }
+		if v.OwnHost {
+			req.Parting = func() []byte { return c.parting(v) }
+		}
 	}
 	return c.serve(w, r, v, h, req)
+}
+
+// parting ends the WebSocket of a sandbox that is put to sleep as one that is done.
+// OpenCode's UI opens a terminal that broke off anew, and so would wake the sandbox
+// by itself.
+func (c *Carrier) parting(v Visit) []byte {
+	if _, asleep, err := c.Sandboxes.Health(v.SandboxID); err != nil || !asleep {
+		return nil
+	}
+	return []byte{0x88, 2, 1000 >> 8, 1000 & 0xff} // a frame: closed, normally
 }
 
 func (c *Carrier) serve(w http.ResponseWriter, r *http.Request, v Visit, h lifecycle.Handle, req Request) error {

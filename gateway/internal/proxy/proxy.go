@@ -48,6 +48,9 @@ type Request struct {
 	// Input, if not nil, is called when bytes come from the client of an upgraded
 	// connection, before they go on. It must return at once.
 	Input func()
+	// Parting, if not nil, gives the last bytes for the client of an upgraded
+	// connection that ended on OpenCode's side. It needs Input.
+	Parting func() []byte
 }
 
 func (r Request) path() string {
@@ -151,6 +154,7 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
 	out := border.NewWriter(ctx, w, req.Input)
+	out.Parting = req.Parting
 	defer out.Release()
 	p.reverse.ServeHTTP(out, in)
 	if x.err == nil {

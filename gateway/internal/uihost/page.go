@@ -15,6 +15,7 @@ import (
 //go:embed page.html
 var pageHTML string
 
+//nolint:gochecknoglobals // a constant, parsed once
 var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 
 // view is what a page shows. Its texts may come from a sandbox.

@@ -69,11 +69,11 @@ type Host struct {
 
 // New makes a Host. Close ends what it does in the background.
 func New(settings Settings, deps Deps) *Host {
-	h := &Host{Deps: deps, settings: settings}
+	base, stop := context.WithCancelCause(context.Background())
+	h := &Host{Deps: deps, settings: settings, wakes: wakes{base: base, stop: stop}}
 	if port := settings.Public.Port(); port != "" && port != defaultPort(settings.Public.Scheme) {
 		h.port = ":" + port
 	}
-	h.wakes.base, h.wakes.stop = context.WithCancelCause(context.Background())
 	return h
 }
 
@@ -166,8 +166,6 @@ func (h *Host) label(host string) (string, error) {
 }
 
 // The refusals that more than one place has.
-//
-//nolint:gochecknoglobals // constant errors
 var (
 	errNoPass = sandbox.Errorf(sandbox.CodeUnauthorized,
 		"this browser has not been let in. Open the sandbox from where you are signed in; or ask the gateway for a link with GET /sandbox/ID/ui and its token")

@@ -4,12 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -82,8 +82,8 @@ func ask(t *testing.T, h *Host, method, target string, header ...string) *httpte
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), method, target, nil)
 	r.RequestURI = strings.TrimPrefix(target, own)
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Add(header[i], header[i+1])
+	for pair := range slices.Chunk(header, 2) {
+		r.Header.Add(pair[0], pair[1])
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -330,10 +330,10 @@ func TestOnlyItsOwnPagesReachASandbox(t *testing.T) {
 func TestASleepingSandboxShowsAPageUntilItIsThere(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		go_ := make(chan error)
+		woken := make(chan error)
 		f := &fake{incarnation: "one", use: func(ctx context.Context) error {
 			select {
-			case err := <-go_:
+			case err := <-woken:
 				return err
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -353,7 +353,7 @@ func TestASleepingSandboxShowsAPageUntilItIsThere(t *testing.T) {
 		if got := state(); got != `{"state":"waiting"}` {
 			t.Error(got)
 		}
-		go_ <- sandbox.Errorf(sandbox.CodeBootFailed, "it said <b>no</b>")
+		woken <- sandbox.Errorf(sandbox.CodeBootFailed, "it said <b>no</b>")
 		synctest.Wait()
 		if got := state(); !strings.Contains(got, `"state":"failed"`) || !strings.Contains(got, "it said") {
 			t.Error(got)
@@ -362,7 +362,7 @@ func TestASleepingSandboxShowsAPageUntilItIsThere(t *testing.T) {
 		if w := page(); w.Code != http.StatusAccepted {
 			t.Errorf("%d %s", w.Code, w.Body)
 		}
-		go_ <- nil
+		woken <- nil
 		synctest.Wait()
 		f.running = true
 		if got := state(); got != `{"state":"ready"}` {
@@ -396,6 +396,6 @@ func TestARefusalIsAPageForPeopleAndJSONForPrograms(t *testing.T) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 	if h.Serves("127.0.0.1:8787") || h.Serves("evil-sandbox.localhost") || !h.Serves("SANDBOX.localhost.") || !h.Serves("a.sandbox.localhost:1") {
-		t.Error(fmt.Sprint("which hosts are served"))
+		t.Error("which hosts are served")
 	}
 }
