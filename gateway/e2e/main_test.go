@@ -30,6 +30,9 @@ var report benchreport.Report
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	if path := os.Getenv(browserEnv); path != "" {
+		return becomeBrowser(path)
+	}
 	if os.Getenv(imageEnv) == "" {
 		fmt.Fprintf(os.Stderr, "e2e: %s is not set; run these tests with `make test`, which builds the sandbox image\n", imageEnv)
 		return 1

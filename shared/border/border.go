@@ -1,5 +1,5 @@
 // Package border is what crosses between a control plane of ours and a sandbox
-// that it serves under a path of its own: which headers and query parameters go
+// that it serves under a path of its own, or on a host of its own: which headers and query parameters go
 // in, which come out, where a redirect may lead, and how a reply ends that was
 // begun. Gateway and API both stand on such a border and keep the same rules.
 package border
@@ -69,11 +69,15 @@ type Mount struct {
 	// Hosts are the names, with ports, by which the server behind the border
 	// speaks of itself.
 	Hosts []string
+	// OwnHost says that the caller has OpenCode on a host where nothing else is, so
+	// that its pages may run as what they are.
+	OwnHost bool
 }
 
 // CleanResponse removes from a response's headers what a sandbox may not say,
 // keeps a redirect inside the mount or drops it, and tells browsers that what
-// they get is no page of ours.
+// they get is no page of ours: under a path it may run nothing, on a host of its
+// own it keeps what it says of itself, and others may neither frame nor hold it.
 func CleanResponse(h http.Header, m Mount) {
 	for _, name := range outward {
 		h.Del(name)
@@ -90,8 +94,21 @@ func CleanResponse(h http.Header, m Mount) {
 		}
 	}
 	h.Del("Set-Cookie")
-	h.Set("Content-Security-Policy", "sandbox")
 	h.Set("X-Content-Type-Options", "nosniff")
+	if !m.OwnHost {
+		h.Set("Content-Security-Policy", "sandbox")
+		return
+	}
+	OwnHost(h)
+}
+
+// OwnHost tells browsers that what is on a sandbox's own host is not for pages of
+// any other origin, those of other sandboxes included. It adds to what is said.
+func OwnHost(h http.Header) {
+	h.Add("Content-Security-Policy", "frame-ancestors 'self'")
+	h.Set("X-Frame-Options", "SAMEORIGIN")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 }
 
 // rebase turns a Location from inside into one of the caller's. Only places in

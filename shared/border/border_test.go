@@ -3,11 +3,13 @@ package border_test
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/agentpod/agentpod/shared/border"
@@ -56,6 +58,23 @@ func TestABodyThatIsNotReadLeavesTheConnectionUsable(t *testing.T) {
 	}
 }
 
+func TestAReplyOnAHostOfItsOwnKeepsItsPolicyAndGetsOurs(t *testing.T) {
+	t.Parallel()
+	h := http.Header{
+		"Content-Security-Policy": {"default-src 'self'"}, "X-Frame-Options": {"ALLOWALL"}, "Set-Cookie": {"__Host-agentpod=x", "a=b; Domain=example.com"},
+		"Clear-Site-Data": {"*"}, "Service-Worker-Allowed": {"/"}, "Access-Control-Allow-Origin": {"*"}, "Strict-Transport-Security": {"max-age=1"}, "Alt-Svc": {"h3"},
+		"Location": {"http://inside:1/a"}, "Cache-Control": {"max-age=1"},
+	}
+	border.CleanResponse(h, border.Mount{Path: "/", Hosts: []string{"inside:1"}, OwnHost: true})
+	want := http.Header{
+		"Content-Security-Policy": {"default-src 'self'", "frame-ancestors 'self'"}, "X-Frame-Options": {"SAMEORIGIN"}, "X-Content-Type-Options": {"nosniff"},
+		"Cross-Origin-Opener-Policy": {"same-origin"}, "Cross-Origin-Resource-Policy": {"same-origin"}, "Location": {"/a"}, "Cache-Control": {"max-age=1"},
+	}
+	if diff := cmp.Diff(want, h); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+}
+
 func TestAReplyIsCutUntilItIsReleased(t *testing.T) {
 	t.Parallel()
 	for name, released := range map[string]bool{"released": true, "not released": false} {
@@ -91,5 +110,32 @@ func TestAReplyIsCutUntilItIsReleased(t *testing.T) {
 				t.Errorf("writing: %v", err)
 			}
 		})
+	}
+}
+
+func TestAnUpgradedConnectionEndsWithItsLastWords(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := border.NewWriter(r.Context(), w, func() {})
+		defer out.Release()
+		out.Parting = func() []byte { return []byte("farewell") }
+		c, _, err := out.Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = c.Close()
+	}))
+	defer server.Close()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); err != nil || string(got) != "farewell" {
+		t.Errorf("%q, %v", got, err)
 	}
 }

@@ -57,6 +57,10 @@ func (c untraced) Value(key any) any {
 // one goroutine.
 type Writer struct {
 	http.ResponseWriter
+	// Parting, if it is set before the reply begins, gives the last bytes for the
+	// client of an upgraded connection that the sandbox's side has ended.
+	Parting func() []byte
+
 	ctx     context.Context //nolint:containedctx // the exchange's own, which this type serves
 	input   func()
 	started bool
@@ -129,7 +133,7 @@ func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	w.started = true
 	w.atEnd(func() { _ = c.Close() })
 	if w.input != nil {
-		c = &heard{c, w.input}
+		c = &heard{c, w.input, w.Parting}
 	}
 	return c, rw, nil
 }
@@ -137,7 +141,19 @@ func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // heard is a connection that tells when bytes come.
 type heard struct {
 	net.Conn
-	input func()
+	input   func()
+	parting func() []byte
+}
+
+// Close sends what is to be said last, and closes.
+func (h *heard) Close() error {
+	if h.parting != nil {
+		if last := h.parting(); len(last) > 0 {
+			_ = h.SetWriteDeadline(time.Now().Add(time.Second))
+			_, _ = h.Write(last) // to a client that may have left
+		}
+	}
+	return h.Conn.Close()
 }
 
 // Read reads, and tells of what came.

@@ -291,6 +291,13 @@ type StatsResponse struct {
 	Stats Stats `json:"stats"`
 }
 
+// UIResponse is the answer of GET /sandbox/:id/ui: a URL that lets the browser that
+// visits it first into the sandbox's web UI, until it expires.
+type UIResponse struct {
+	URL       string `json:"url"`
+	ExpiresAt Time   `json:"expiresAt"`
+}
+
 // ErrorResponse is the body of every error.
 type ErrorResponse struct {
 	Error     string `json:"error"`

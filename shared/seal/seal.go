@@ -32,6 +32,7 @@ type Keyring struct {
 type sealingKey struct {
 	aead cipher.AEAD
 	mac  []byte // a key of its own, derived
+	root []byte // what Key derives from
 	id   string
 }
 
@@ -64,8 +65,12 @@ func newSealingKey(key [KeySize]byte) (sealingKey, error) {
 	if err != nil {
 		return sealingKey{}, fmt.Errorf("deriving a key: %w", err)
 	}
+	root, err := hkdf.Expand(sha256.New, key[:], "agentpod keys", KeySize)
+	if err != nil {
+		return sealingKey{}, fmt.Errorf("deriving a key: %w", err)
+	}
 	fingerprint := sha256.Sum256(append([]byte("agentpod sealing key\x00"), key[:]...))
-	return sealingKey{aead: aead, mac: mac, id: hex.EncodeToString(fingerprint[:8])}, nil
+	return sealingKey{aead: aead, mac: mac, root: root, id: hex.EncodeToString(fingerprint[:8])}, nil
 }
 
 // KeyID names the key that Seal uses without giving it away.
@@ -103,4 +108,15 @@ func (k *Keyring) Sum(plain []byte) string {
 	m := hmac.New(sha256.New, k.keys[0].mac)
 	_, _ = m.Write(plain) // never fails
 	return hex.EncodeToString(m.Sum(nil))
+}
+
+// Key is a key of KeySize bytes for one purpose, from which neither the sealing key
+// nor a key for another purpose can be worked out. It changes with the key that
+// seals.
+func (k *Keyring) Key(purpose string) ([]byte, error) {
+	key, err := hkdf.Expand(sha256.New, k.keys[0].root, purpose, KeySize)
+	if err != nil {
+		return nil, fmt.Errorf("deriving a key: %w", err)
+	}
+	return key, nil
 }

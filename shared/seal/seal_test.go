@@ -81,6 +81,21 @@ func TestASumIsOfWhatAndOfTheKey(t *testing.T) {
 	}
 }
 
+func TestADerivedKeyIsOfItsPurposeAndOfTheKey(t *testing.T) {
+	t.Parallel()
+	derive := func(k *Keyring, purpose string) string {
+		key, err := k.Key(purpose)
+		if err != nil || len(key) != KeySize {
+			t.Fatalf("%x, %v", key, err)
+		}
+		return string(key)
+	}
+	one := derive(ring(t, 1), "a")
+	if one != derive(ring(t, 1, 2), "a") || one == derive(ring(t, 2, 1), "a") || one == derive(ring(t, 1), "b") {
+		t.Error("a derived key is not of the key and its purpose alone")
+	}
+}
+
 func TestKeysAreReadInHexAndBase64(t *testing.T) {
 	t.Parallel()
 	for text, ok := range map[string]bool{

@@ -23,6 +23,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
 	"github.com/agentpod/agentpod/gateway/internal/snapshot"
 	"github.com/agentpod/agentpod/gateway/internal/turn"
+	"github.com/agentpod/agentpod/gateway/internal/uihost"
 	"github.com/agentpod/agentpod/gateway/internal/webhook"
 	"github.com/agentpod/agentpod/gateway/internal/workspace"
 	"github.com/agentpod/agentpod/shared/daemon"
@@ -68,19 +69,24 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		mirror.New(kept.store, kept.keyring, mirror.Settings{Exclude: cfg.MirrorExclude, Log: log}),
 		cfg.PersistConcurrency, log)
 	manager := lifecycle.New(lifecycleSettings(cfg), engine, kept.records, workspaces, links, notices, log)
+	var listen net.ListenConfig
+	listener, err := listen.Listen(ctx, "tcp", cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("listening on GATEWAY_ADDR %s: %w", cfg.Addr, err)
+	}
+	ui, err := uiSettings(cfg, kept.keyring, listener.Addr())
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
 	api := httpapi.New(httpapi.Settings{
-		Token: token, Hosts: daemon.NewHosts(cfg.Addr, cfg.AllowedHosts),
+		Token: token, Hosts: hosts(cfg), UI: ui,
 		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
 	}, httpapi.Deps{
 		Manager: manager, Log: log,
 		Proxy: proxy.New(links, proxy.Settings{MaxBody: int64(cfg.MaxUpload), Logger: log}),
 		Turns: &turn.Runner{Deadline: cfg.MessageTimeout, Policy: turn.Policy(cfg.PermissionPolicy), Logger: log},
 	})
-	var listen net.ListenConfig
-	listener, err := listen.Listen(ctx, "tcp", cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("listening on GATEWAY_ADDR %s: %w", cfg.Addr, err)
-	}
 	if err := manager.Start(ctx); err != nil {
 		_ = listener.Close()
 		return err
@@ -92,6 +98,27 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
 	defer cancel()
 	return errors.Join(served, api.Close(last), manager.Close(last), notices.Close(last))
+}
+
+// hosts are the names by which the gateway itself is called.
+func hosts(cfg config.Config) daemon.Hosts {
+	more := cfg.AllowedHosts
+	if cfg.PublicURL != "" {
+		more = append([]string{cfg.Public(cfg.Addr).Host}, more...)
+	}
+	return daemon.NewHosts(cfg.Addr, more)
+}
+
+// uiSettings say where sandboxes have hosts of their own; nil if they have none.
+func uiSettings(cfg config.Config, keyring *seal.Keyring, bound net.Addr) (*uihost.Settings, error) {
+	if cfg.Domain() == "" {
+		return nil, nil //nolint:nilnil // it is what it says
+	}
+	key, err := keyring.Key("cookies of sandboxes' hosts")
+	if err != nil {
+		return nil, err
+	}
+	return &uihost.Settings{Domain: cfg.Domain(), Public: cfg.Public(bound.String()), Key: key}, nil
 }
 
 func announce(cfg config.Config, log *slog.Logger, addr net.Addr) {

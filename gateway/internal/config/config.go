@@ -24,7 +24,12 @@ type Config struct {
 	DataDir      string   `env:"DATA_DIR" envDefault:".agentpod"`
 	Token        string   `env:"GATEWAY_TOKEN,unset"`
 	AllowedHosts []string `env:"ALLOWED_HOSTS"`
-	SealingKey   string   `env:"SEALING_KEY,unset"`
+	// PublicURL is how browsers reach the gateway; empty for Addr.
+	PublicURL string `env:"PUBLIC_URL"`
+	// SandboxDomain is what the sandboxes' own hosts are under, or "off".
+	SandboxDomain    string `env:"SANDBOX_DOMAIN" envDefault:"sandbox.localhost"`
+	AcceptSharedSite bool   `env:"ACCEPT_SHARED_SITE" envDefault:"false"`
+	SealingKey       string `env:"SEALING_KEY,unset"`
 	// SealingKeysFormer are keys that what is stored may be sealed with still.
 	SealingKeysFormer []string `env:"SEALING_KEYS_FORMER,unset"`
 
@@ -234,6 +239,7 @@ func (c *Config) Validate() error {
 	}
 	c.validateLadder(say)
 	c.validateStore(say)
+	bad = append(bad, c.validateHosts(say)...)
 	if c.APIURL != "" {
 		if u, err := url.Parse(c.APIURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			say("AGENTPOD_API_URL", "an http or https URL", "http://127.0.0.1:3001")

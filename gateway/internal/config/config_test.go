@@ -35,7 +35,7 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 		"SANDBOX_CPUS": "0", "SANDBOX_PIDS": "-1", "MAX_RUNNING": "-1", "BOOT_TIMEOUT": "0s", "PERMISSION_POLICY": "maybe", "GIT_PROTOCOLS": "file",
 		"AGENTPOD_API_URL": "ftp://x", "DEFAULT_CONFIG": "[]", "SANDBOX_TMP_SIZE": "much", "MESSAGE_TIMEOUT": "soon",
 		"FREEZE_AFTER": "-1s", "STOP_AFTER": "later", "ARCHIVE_AFTER": "-1h", "DELETE_AFTER": "30d", "MAX_AWAKE": "-24h", "SNAPSHOTS_KEPT": "0",
-		"MIRROR_EXCLUDE": "dist,,a", "PERSIST_CONCURRENCY": "0", "SNAPSHOT_TIMEOUT": "0s", "RESTORE_TIMEOUT": "-1s", "S3_ADDRESSING": "host",
+		"MIRROR_EXCLUDE": "dist,,a", "PERSIST_CONCURRENCY": "0", "SNAPSHOT_TIMEOUT": "0s", "PUBLIC_URL": "agentpod", "SANDBOX_DOMAIN": "a_b", "ACCEPT_SHARED_SITE": "perhaps", "RESTORE_TIMEOUT": "-1s", "S3_ADDRESSING": "host",
 	} {
 		t.Run(variable, func(t *testing.T) {
 			t.Parallel()

@@ -21,6 +21,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
 	"github.com/agentpod/agentpod/gateway/internal/turn"
+	"github.com/agentpod/agentpod/gateway/internal/uihost"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -34,6 +35,8 @@ type Settings struct {
 	MaxUpload int64
 	// ExecTimeout bounds a command that names no deadline, and those that do.
 	ExecTimeout time.Duration
+	// UI says where the sandboxes' own hosts are; nil for a gateway without.
+	UI *uihost.Settings
 }
 
 // Deps are what the API calls.
@@ -50,6 +53,8 @@ type API struct {
 	settings Settings
 	token    [sha256.Size]byte
 	echo     *echo.Echo
+	carrier  *proxy.Carrier
+	ui       *uihost.Host // nil if there is none
 
 	// streams ends what would never end by itself when the gateway drains;
 	// turns ends the turns that nobody waits for any more.
@@ -65,6 +70,10 @@ func New(settings Settings, deps Deps) *API {
 	a := &API{Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token))}
 	a.streams, a.stopStreams = context.WithCancelCause(context.Background())
 	a.turnsCtx, a.stopTurns = context.WithCancelCause(context.Background())
+	a.carrier = &proxy.Carrier{Sandboxes: deps.Manager, Proxy: deps.Proxy, Streams: a.streams}
+	if settings.UI != nil {
+		a.ui = uihost.New(*settings.UI, uihost.Deps{Sandboxes: deps.Manager, Carrier: a.carrier, Log: deps.Log})
+	}
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = echo.ExtractIPDirect()
@@ -92,6 +101,8 @@ func (a *API) routes(e *echo.Echo) {
 	e.POST("/sandbox/:id/exec", a.exec)
 	e.GET("/sandbox/:id/logs", a.logs)
 	e.GET("/sandbox/:id/stats", a.stats)
+	e.GET("/sandbox/:id/ui", a.openUI)
+	e.DELETE("/sandbox/:id/ui", a.closeUI)
 	for _, path := range []string{"/sandbox/:id/files", "/sandbox/:id/files/*"} {
 		e.GET(path, a.readFile)
 		e.PUT(path, a.writeFile)
@@ -103,8 +114,14 @@ func (a *API) routes(e *echo.Echo) {
 	}
 }
 
-// ServeHTTP serves one request.
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.echo.ServeHTTP(w, r) }
+// ServeHTTP serves one request: a sandbox's own host, or a route of the gateway's.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a.ui != nil && a.ui.Serves(r.Host) {
+		a.ui.ServeHTTP(w, r)
+		return
+	}
+	a.echo.ServeHTTP(w, r)
+}
 
 // Drain ends streams, so that the rest can end by itself.
 func (a *API) Drain() { a.stopStreams(lifecycle.ErrClosing) }
@@ -114,6 +131,11 @@ func (a *API) Drain() { a.stopStreams(lifecycle.ErrClosing) }
 func (a *API) Close(ctx context.Context) error {
 	a.stopStreams(lifecycle.ErrClosing)
 	a.stopTurns(lifecycle.ErrClosing)
+	if a.ui != nil {
+		if err := a.ui.Close(ctx); err != nil {
+			return err
+		}
+	}
 	done := make(chan struct{})
 	go func() {
 		a.running.Wait()

@@ -16,7 +16,6 @@ import (
 	"go.uber.org/goleak"
 	"gopkg.in/yaml.v3"
 
-	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -156,18 +155,6 @@ func TestBodies(t *testing.T) {
 				t.Errorf("the error repeats the body: %v", err)
 			}
 		})
-	}
-}
-
-func TestHealthAndEventsDoNotWake(t *testing.T) {
-	t.Parallel()
-	for path, want := range map[string]bool{
-		"/global/health": true, "/api/health": true, "/event": true, "/global/event": true, "/api/event": true, "/api/session/ses_1/event": true,
-		"/session": false, "/session/ses_1/message": false, "/event/x": false, "": false, "/api/session": false,
-	} {
-		if got := healthPath(path) || border.EventPath(path); got != want {
-			t.Errorf("%s: %v", path, got)
-		}
 	}
 }
 

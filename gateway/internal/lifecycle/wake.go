@@ -32,7 +32,11 @@ type Handle struct {
 
 // Release says that the use is over: until then the sandbox is not put to sleep
 // by itself. Calling it again is fine.
-func (h Handle) Release() { h.release() }
+func (h Handle) Release() {
+	if h.release != nil {
+		h.release()
+	}
+}
 
 // Purpose is what a sandbox is used for.
 type Purpose int

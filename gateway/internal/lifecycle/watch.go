@@ -164,6 +164,17 @@ func (m *Manager) Peek(id string) (Handle, bool, error) {
 	return h, ok, nil
 }
 
+// Whose says of a sandbox in any state what it is: the handle has no link and no
+// guest, and Life ends with the incarnation.
+func (m *Manager) Whose(id string) (Handle, error) {
+	b, err := m.existing(id)
+	if err != nil {
+		return Handle{}, err
+	}
+	rec := b.record()
+	return Handle{SandboxID: b.id, UserID: rec.UserID, Incarnation: rec.Incarnation, Directory: rec.Directory, Life: b.life, release: func() {}}, nil
+}
+
 // Nudge notes that something came for a sandbox on a connection that is there
 // already, such as a terminal's, and wakes it for that if it is frozen.
 func (m *Manager) Nudge(h Handle) {

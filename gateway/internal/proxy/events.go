@@ -46,8 +46,9 @@ var (
 // EventRequest says where an event stream comes from and how it is guarded.
 // Zero durations mean their defaults.
 type EventRequest struct {
-	// Path and Prefix are as in Request.
+	// Path, Prefix and OwnHost are as in Request.
 	Path, Prefix string
+	OwnHost      bool
 	// Done is as in Request: it ends the stream for good, through every sleep.
 	Done context.Context //nolint:containedctx // it is a second lifetime, not the call's own
 	// Next waits until the sandbox runs and returns where OpenCode is then. It is
@@ -93,7 +94,7 @@ func (r EventRequest) withDefaults() EventRequest {
 
 // at is the Request that one target gets.
 func (r EventRequest) at(target EventTarget) Request {
-	return Request{OpenCodeURL: target.OpenCodeURL, Password: target.Password, Path: r.Path, Prefix: r.Prefix, Done: r.Done}
+	return Request{OpenCodeURL: target.OpenCodeURL, Password: target.Password, Path: r.Path, Prefix: r.Prefix, OwnHost: r.OwnHost, Done: r.Done}
 }
 
 // ServeEvents carries a subscription to OpenCode's events (a GET of one of its

@@ -39,6 +39,8 @@ type Request struct {
 	// Prefix is what was cut off before Path, such as "/sandbox/ID/opencode". A
 	// redirect within OpenCode is put under it again.
 	Prefix string
+	// OwnHost says that OpenCode is on a host of its own, see border.Mount.
+	OwnHost bool
 	// Done ends the request, its streams and upgraded connections when the
 	// sandbox's incarnation is over; a sandbox.Error as its cause is the reply if
 	// none began. Nil means never.
@@ -46,6 +48,9 @@ type Request struct {
 	// Input, if not nil, is called when bytes come from the client of an upgraded
 	// connection, before they go on. It must return at once.
 	Input func()
+	// Parting, if not nil, gives the last bytes for the client of an upgraded
+	// connection that ended on OpenCode's side. It needs Input.
+	Parting func() []byte
 }
 
 func (r Request) path() string {
@@ -57,7 +62,7 @@ func (r Request) path() string {
 
 // mount is where the request's OpenCode is on both sides of the border.
 func (r Request) mount() border.Mount {
-	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}}
+	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}, OwnHost: r.OwnHost}
 }
 
 // over returns the reply for a sandbox whose incarnation is over, nil before.
@@ -143,6 +148,7 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 	x := &exchange{req: req}
 	in := r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
 	out := border.NewWriter(ctx, w, req.Input)
+	out.Parting = req.Parting
 	defer out.Release()
 	body, leave := out.Upload(r, p.maxBody)
 	defer leave()
