@@ -35,7 +35,9 @@ var databases = []struct {
 	env  func(*testing.B) []string
 }{
 	{"SQLite", func(*testing.B) []string { return nil }},
-	{"Postgres", func(b *testing.B) []string { return []string{"DATABASE_URL=" + postgres.URL(b), encryptionKey, "API_SECRET=" + apiSecret} }},
+	{"Postgres", func(b *testing.B) []string {
+		return []string{"DATABASE_URL=" + postgres.URL(b), encryptionKey, "API_SECRET=" + apiSecret}
+	}},
 }
 
 // benchGateway gives a benchmark a gateway of its own, in which nothing falls
