@@ -125,10 +125,7 @@ func (g *gateway) destroy() error {
 		problems = append(problems, g.up())
 	}
 	problems = append(problems, g.empty(ctx, "/sandboxes?limit=100"), g.Stop(syscall.SIGTERM), g.model.Close(), g.git.Close())
-	remove := exec.CommandContext(ctx, "docker", "network", "rm", "agentpod-"+readSecret(g.dir, "installation")) //nolint:gosec // our own
-	if out, err := remove.CombinedOutput(); err != nil {
-		problems = append(problems, fmt.Errorf("removing the network: %w: %s", err, out))
-	}
+	problems = append(problems, processtest.RemoveNetwork(ctx, "agentpod-"+readSecret(g.dir, "installation")))
 	return errors.Join(append(problems, os.RemoveAll(g.dir))...)
 }
 

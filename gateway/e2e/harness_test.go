@@ -164,8 +164,8 @@ func (g *gateway) destroy() error {
 			problems = append(problems, "left behind: "+kind+" "+left)
 		}
 	}
-	if out, err := docker("network", "rm", "agentpod-"+g.installation()); err != nil {
-		problems = append(problems, out)
+	if err := processtest.RemoveNetwork(ctx, "agentpod-"+g.installation()); err != nil {
+		problems = append(problems, err.Error())
 	}
 	_ = os.RemoveAll(g.dir)
 	if len(problems) > 0 {
