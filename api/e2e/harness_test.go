@@ -124,8 +124,8 @@ func (g *gateway) destroy() error {
 	if g.Ended() {
 		problems = append(problems, g.up())
 	}
-	problems = append(problems, g.empty(ctx, "/sandboxes?limit=100"), g.Stop(syscall.SIGTERM), g.model.Close(), g.git.Close())
-	problems = append(problems, processtest.RemoveNetwork(ctx, "agentpod-"+readSecret(g.dir, "installation")))
+	problems = append(problems, g.empty(ctx, "/sandboxes?limit=100"), g.Stop(syscall.SIGTERM), g.model.Close(), g.git.Close(),
+		processtest.RemoveNetwork(ctx, "agentpod-"+readSecret(g.dir, "installation")))
 	return errors.Join(append(problems, os.RemoveAll(g.dir))...)
 }
 
