@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MODEL_ADDR ?= 127.0.0.1:4010
 
-.PHONY: help run test bench lint image build model clean
+.PHONY: help run test browser bench lint image build model clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,10 @@ run: ## start gateway and API (GATEWAY_ADDR, API_ADDR, DATA_DIR) and print what 
 
 test: ## run every test against a real engine and image
 	@.ci/test
+
+browser: ## the web UI in headless Chromium (not part of make test yet: too uneven)
+	@command -v chromium >/dev/null || .ci/apt chromium
+	@.ci/test -tags browser -run 'Browser|Terminal'
 
 bench: ## measure it beside its baselines, in about 20 minutes (docs/benchmarks.md)
 	@.ci/bench

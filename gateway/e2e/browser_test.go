@@ -1,9 +1,10 @@
+//go:build browser
+
 package e2e
 
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -193,14 +194,4 @@ func (p *tab) shot(name string) {
 	if err := os.WriteFile(path, picture, 0o600); err != nil {
 		p.t.Error(err)
 	}
-}
-
-// ui asks the gateway for a way into a sandbox.
-func (g *gateway) ui(t *testing.T, id string) string {
-	t.Helper()
-	url, _ := g.call(t, http.MethodGet, "/sandbox/"+id+"/ui", nil, http.StatusOK)["url"].(string)
-	if !strings.Contains(url, "/?ticket=") {
-		t.Fatalf("url %q", url)
-	}
-	return url
 }
