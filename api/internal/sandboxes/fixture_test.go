@@ -263,6 +263,9 @@ func newWorld(t *testing.T, settings sandboxes.Settings) *world {
 	w.Service = sandboxes.New(settings, sandboxes.Deps{
 		Sandboxes: w.rows, Backends: backends{provider.Docker: w.gateway},
 		Config: func(_ context.Context, userID string) (json.RawMessage, string, error) {
+			if w.config == "" {
+				return nil, "", nil
+			}
 			return json.RawMessage(w.config), userID + w.config, nil
 		},
 	})

@@ -304,12 +304,16 @@ func TestSleepingAndWaking(t *testing.T) {
 	w.config = `{"v":2}`
 	step("start", w.Start, "running", "running")
 	step("restart", w.Restart, "running", "running")
+	w.config = ""
+	step("start without a config", w.Start, "running", "running")
 	sleeps := []sandbox.HibernateRequest{{Tier: "frozen"}, {Tier: "stopped"}, {Tier: "stopped", Force: true}}
 	if diff := cmp.Diff(sleeps, w.gateway.sleeps); diff != "" {
 		t.Errorf("sleeps (-want +got):\n%s", diff)
 	}
-	// The config goes along once, when it has changed.
-	if diff := cmp.Diff([]sandbox.WakeRequest{{}, {Config: []byte(`{"v":2}`)}, {}}, w.gateway.wakes); diff != "" {
+	// The config goes along once, when it has changed; one that is gone too, or the
+	// sandbox would keep what it has.
+	wakes := []sandbox.WakeRequest{{}, {Config: []byte(`{"v":2}`)}, {}, {Config: []byte(`{"agents_md":""}`)}}
+	if diff := cmp.Diff(wakes, w.gateway.wakes); diff != "" {
 		t.Errorf("wakes (-want +got):\n%s", diff)
 	}
 }
