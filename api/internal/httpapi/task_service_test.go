@@ -349,6 +349,24 @@ func TestARepositoryIsCheckedAndKeptWithoutItsPassword(t *testing.T) {
 	}
 }
 
+// The task was begun by an API whose settings named another provider.
+func TestATaskOfAProviderThatIsNotConfiguredAnyMoreFails(t *testing.T) {
+	t.Parallel()
+	p := &place{answer: "hi"}
+	s := sqlite(t)
+	e := newEngine(t, s, p, task.Settings{Lease: 400 * time.Millisecond}, nil)
+	now := time.Now().Add(-time.Minute)
+	box := task.Sandbox{ID: "task-left", UserID: e.user, Provider: provider.Docker, Name: "x", Slug: "x", Status: task.SandboxStarting, CreatedAt: now, UpdatedAt: now}
+	left := task.Task{
+		ID: "tsk-left", UserID: e.user, SandboxID: &box.ID, Provider: provider.Docker, Status: task.Pending, Message: "m", NewSandbox: true,
+		LeaseOwner: "gone", LeaseUntil: now, CreatedAt: now,
+	}
+	must(t, s.Tasks().Create(t.Context(), left, &box))
+	if r := e.wait(t, left.ID); !sandbox.HasCode(r.Err, sandbox.CodeProviderMissing) {
+		t.Errorf("it ended with %v", r.Err)
+	}
+}
+
 func TestOneUsersTasksLeaveRoomForOthers(t *testing.T) {
 	t.Parallel()
 	p := &place{answer: "hi", working: make(chan struct{})}

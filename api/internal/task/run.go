@@ -596,7 +596,7 @@ func (s *Service) conclude(ctx context.Context, j *job, failure error) {
 	j.result.Err = explain(failure)
 	if failure != nil {
 		s.Log.Info("a task failed", "taskId", j.task.ID, "sandboxId", j.sandboxID(), "error", failure)
-		if j.task.NewSandbox && j.task.SessionID == "" && j.sandboxID() != "" {
+		if j.task.NewSandbox && j.task.SessionID == "" && j.sandboxID() != "" && j.backend != nil {
 			s.discard(ctx, j.backend, j.task)
 			j.result.SandboxID = ""
 		}
