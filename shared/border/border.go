@@ -146,6 +146,15 @@ func (m Mount) rebase(location string) string {
 	return out
 }
 
+// RawPath is the path as it stood in the request line.
+func RawPath(r *http.Request) string {
+	if strings.HasPrefix(r.RequestURI, "/") {
+		path, _, _ := strings.Cut(r.RequestURI, "?")
+		return path
+	}
+	return r.URL.EscapedPath()
+}
+
 // CheckPath refuses a raw path that could mean another to OpenCode, or that is
 // not one.
 func CheckPath(path string) error {

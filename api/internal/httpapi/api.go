@@ -27,6 +27,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/sandboxes"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/api/internal/webhook"
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -247,7 +248,7 @@ func (a *API) admit(c echo.Context, preflight bool) (caller, error) {
 	if !a.settings.Hosts.Allow(r.Host) {
 		return caller{}, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
 	}
-	if err := sandbox.CheckPath(rawPath(r)); err != nil {
+	if err := sandbox.CheckPath(border.RawPath(r)); err != nil {
 		return caller{}, err
 	}
 	if !utf8.ValidString(r.URL.Path) { // not every database takes such a name
@@ -299,15 +300,6 @@ func asUnsafe(r *http.Request) *http.Request {
 
 // errOrigin refuses a request that a foreign page had a browser send.
 var errOrigin = &authError{status: http.StatusForbidden, Code: "INVALID_ORIGIN", Message: "Invalid origin"}
-
-// rawPath is the path as it stood in the request line.
-func rawPath(r *http.Request) string {
-	if strings.HasPrefix(r.RequestURI, "/") {
-		path, _, _ := strings.Cut(r.RequestURI, "?")
-		return path
-	}
-	return r.URL.EscapedPath()
-}
 
 // fail puts an error on the wire, if nothing is there yet.
 func (a *API) fail(err error, c echo.Context) {

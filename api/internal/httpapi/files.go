@@ -13,6 +13,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -23,7 +24,7 @@ const transferPause = time.Minute
 // the home folder, and whether it was written as a folder's.
 func filePath(c echo.Context) (id, path string, folder bool, err error) {
 	id = c.Param("id")
-	raw, ok := strings.CutPrefix(rawPath(c.Request()), sandboxesRoot+"/"+id+"/files")
+	raw, ok := strings.CutPrefix(border.RawPath(c.Request()), sandboxesRoot+"/"+id+"/files")
 	if !ok {
 		return id, "", false, sandbox.Errorf(sandbox.CodeInvalidID, "write the sandbox id in the path as it is, without percent-encoding")
 	}

@@ -38,7 +38,7 @@ func openCodePath(raw string) (id, path string, ok bool) {
 // toOpenCode says whether a request is for a sandbox's OpenCode. What is served
 // there was written by an agent, so no cookie counts.
 func toOpenCode(r *http.Request) bool {
-	_, _, ok := openCodePath(rawPath(r))
+	_, _, ok := openCodePath(border.RawPath(r))
 	return ok
 }
 
@@ -110,7 +110,7 @@ func comeOut(res *http.Response) error {
 // streamed.
 func (a *API) proxy(c echo.Context) error {
 	r, who := c.Request(), admitted(c)
-	id, path, ok := openCodePath(rawPath(r))
+	id, path, ok := openCodePath(border.RawPath(r))
 	if !ok {
 		return sandbox.Errorf(sandbox.CodeInvalidID, "write the sandbox id in the path as it is, without percent-encoding")
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
 	"github.com/agentpod/agentpod/gateway/internal/turn"
 	"github.com/agentpod/agentpod/gateway/internal/uihost"
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -197,7 +198,7 @@ func (a *API) admit(c echo.Context) (stranger bool, err error) {
 	if !a.settings.Hosts.Allow(r.Host) {
 		return true, sandbox.Errorf(sandbox.CodeForbiddenHost, "this host name is not served here; add it to ALLOWED_HOSTS if it is yours")
 	}
-	if err := sandbox.CheckPath(rawPath(r)); err != nil {
+	if err := sandbox.CheckPath(border.RawPath(r)); err != nil {
 		return true, err
 	}
 	if r.URL.Path == "/health" {
@@ -210,15 +211,6 @@ func (a *API) admit(c echo.Context) (stranger bool, err error) {
 		return true, sandbox.Errorf(sandbox.CodeUnauthorized, "give the gateway's token as Authorization: Bearer TOKEN")
 	}
 	return false, nil
-}
-
-// rawPath is the path as it stood in the request line.
-func rawPath(r *http.Request) string {
-	if strings.HasPrefix(r.RequestURI, "/") {
-		path, _, _ := strings.Cut(r.RequestURI, "?")
-		return path
-	}
-	return r.URL.EscapedPath()
 }
 
 // syncFailed marks a request whose error has another shape: SyncFailure.

@@ -16,6 +16,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -141,7 +142,7 @@ func (a *API) explainGuest(ctx context.Context, h lifecycle.Handle, err error) e
 
 // filePath is the part of the path behind /files, decoded once, relative to the home.
 func filePath(c echo.Context) (string, error) {
-	path, ok := strings.CutPrefix(rawPath(c.Request()), "/sandbox/"+c.Param("id")+"/files")
+	path, ok := strings.CutPrefix(border.RawPath(c.Request()), "/sandbox/"+c.Param("id")+"/files")
 	if !ok {
 		return "", sandbox.Errorf(sandbox.CodeInvalidID, "write the sandbox id in the path as it is, without percent-encoding")
 	}

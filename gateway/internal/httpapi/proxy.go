@@ -8,6 +8,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -16,7 +17,7 @@ import (
 func (a *API) proxy(c echo.Context) error {
 	r, id := c.Request(), c.Param("id")
 	prefix := "/sandbox/" + id + "/opencode"
-	path, ok := strings.CutPrefix(rawPath(r), prefix)
+	path, ok := strings.CutPrefix(border.RawPath(r), prefix)
 	if !ok {
 		// An id that is written with percent-encoding is not an id of the contract.
 		return sandbox.Errorf(sandbox.CodeInvalidID, "write the sandbox id in the path as it is, without percent-encoding")

@@ -231,7 +231,7 @@ func (h *Host) serve(w http.ResponseWriter, r *http.Request, letIn func()) error
 	if err != nil {
 		return err
 	}
-	path := rawPath(r)
+	path := border.RawPath(r)
 	if err := sandbox.CheckPath(path); err != nil {
 		return err //nolint:wrapcheck // it is for the caller
 	}
@@ -378,15 +378,6 @@ func (h *Host) Point(w http.ResponseWriter, id string) {
 		Text:  "Under this path is OpenCode's API. Its web UI has an address of its own, which opens for a browser that was let in.",
 		Link:  h.URL(id), LinkText: h.URL(id),
 	})
-}
-
-// rawPath is the path as it stood in the request line.
-func rawPath(r *http.Request) string {
-	if strings.HasPrefix(r.RequestURI, "/") {
-		path, _, _ := strings.Cut(r.RequestURI, "?")
-		return path
-	}
-	return r.URL.EscapedPath()
 }
 
 // wakes are the sandboxes that are being woken for somebody who looks at a page.
