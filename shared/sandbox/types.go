@@ -92,6 +92,28 @@ type Info struct {
 	// LastSnapshot is what would come back if the host were lost now.
 	LastSnapshot *Snapshot `json:"lastSnapshot,omitempty"`
 	LastError    string    `json:"lastError,omitempty"`
+	// Progress are the steps that take long and that it is at now, the oldest
+	// first: while it is created, woken, or put to sleep.
+	Progress []Progress `json:"progress,omitempty"`
+}
+
+// Step is something that a sandbox waits for.
+type Step string
+
+// The steps.
+const (
+	StepQueue    Step = "queue"    // others boot
+	StepOpenCode Step = "opencode" // OpenCode starts
+	StepClone    Step = "clone"    // its repository is cloned
+	StepRestore  Step = "restore"  // its files come back from the store
+	StepSnapshot Step = "snapshot" // its files go there
+)
+
+// Progress is how far a step is. Percent is absent if that is not known.
+type Progress struct {
+	Step    Step `json:"step"`
+	Since   Time `json:"since"`
+	Percent *int `json:"percent,omitempty"`
 }
 
 // Snapshot is one of a sandbox's snapshots. Files are the regular files in it,

@@ -26,7 +26,8 @@ const maxWords = 2000
 
 // bootSlot waits for a place among those that boot at once. Giving it back twice
 // is fine.
-func (m *Manager) bootSlot(ctx context.Context) (release func(), err error) {
+func (m *Manager) bootSlot(ctx context.Context, b *box) (release func(), err error) {
+	defer b.during(sandbox.StepQueue)()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Hold)
 	defer cancel()
 	select {
@@ -190,6 +191,7 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 		return guest.Applied{}, err
 	}
 	rec := b.record()
+	defer b.during(sandbox.StepOpenCode)()
 	limit := m.settings.Deadlines.Boot
 	ctx, cancel := context.WithTimeout(ctx, limit+slack)
 	defer cancel()
@@ -206,19 +208,22 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 }
 
 // clone clones the repository into the workspace.
-func (m *Manager) clone(ctx context.Context, g *guest.Client, repo Repository) error {
+func (m *Manager) clone(ctx context.Context, b *box, g *guest.Client, repo Repository) error {
+	tell, done := b.begin(sandbox.StepClone)
+	defer done()
 	limit := m.settings.Deadlines.Clone
 	ctx, cancel := context.WithTimeout(ctx, limit+slack)
 	defer cancel()
 	argv, env := repo.Command(guest.Workspace, m.settings.GitProtocols)
-	res, err := g.Run(ctx, guest.ExecRequest{Command: argv, Env: env, TimeoutMs: limit.Milliseconds()})
+	progress := cloning{tell: tell}
+	stderr, exit, err := progress.run(ctx, g, guest.ExecRequest{Command: argv, Env: env, TimeoutMs: limit.Milliseconds()})
 	switch {
 	case err != nil:
 		return fmt.Errorf("running git: %w", err)
-	case res.TimedOut:
+	case exit.TimedOut:
 		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s took longer than %s", repo.URL, limit)
-	case res.ExitCode != 0:
-		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s failed: %s", repo.URL, printable.Tail(repo.Redact(res.Stderr), maxWords))
+	case exit.ExitCode != 0:
+		return sandbox.Errorf(sandbox.CodeCloneFailed, "git clone of %s failed: %s", repo.URL, printable.Tail(repo.Redact(string(stderr)), maxWords))
 	}
 	return nil
 }

@@ -170,7 +170,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	if err := m.addRecord(ctx, b, rec); err != nil {
 		return 0, atStep(ctx, "record", err)
 	}
-	release, err := m.bootSlot(ctx)
+	release, err := m.bootSlot(ctx, b)
 	if err != nil {
 		return 0, atStep(ctx, "queue", err)
 	}
@@ -260,10 +260,10 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 		// The folder may be one of the repository's: it is OpenCode's working
 		// directory, so it must be there first.
 		release()
-		if err := m.clone(ctx, g, *p.repo); err != nil {
+		if err := m.clone(ctx, b, g, *p.repo); err != nil {
 			return 0, atStep(ctx, "clone", err)
 		}
-		if release, err = m.bootSlot(ctx); err != nil {
+		if release, err = m.bootSlot(ctx, b); err != nil {
 			return 0, atStep(ctx, "queue", err)
 		}
 		defer release()
@@ -281,7 +281,7 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 		return atStepOrNil(ctx, "opencode", err)
 	})
 	if p.repo != nil && !elsewhere {
-		group.Go(func() error { return atStepOrNil(ctx, "clone", m.clone(groupCtx, g, *p.repo)) })
+		group.Go(func() error { return atStepOrNil(ctx, "clone", m.clone(groupCtx, b, g, *p.repo)) })
 	}
 	if err := group.Wait(); err != nil {
 		return 0, err
@@ -297,6 +297,7 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 func (m *Manager) importMirror(ctx context.Context, b *box, g *guest.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Restore)
 	defer cancel()
+	defer b.during(sandbox.StepRestore)()
 	files, err := m.workspaces.Import(ctx, b.record().ref(), g)
 	if err != nil {
 		return atStep(ctx, "mirror", err)
@@ -328,7 +329,7 @@ func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int,
 	if err != nil || !empty {
 		return written, err
 	}
-	if err := m.clone(ctx, g, *p.repo); err != nil {
+	if err := m.clone(ctx, b, g, *p.repo); err != nil {
 		// Half a clone would pass for a workspace that is in use the next time.
 		m.emptyWorkspace(ctx, b, g)
 		return 0, atStep(ctx, "clone", err)

@@ -463,7 +463,7 @@ func (k workspacesOf) Snapshots(ctx context.Context, ref Ref) ([]Snapshot, error
 	return slices.Clone(k.w.snapshots[ref.SandboxID]), nil
 }
 
-func (k workspacesOf) Restore(ctx context.Context, ref Ref, id string, part Part, _ *guest.Client) (int64, error) {
+func (k workspacesOf) Restore(ctx context.Context, ref Ref, id string, part Part, _ *guest.Client, _ func(int64)) (int64, error) {
 	if err := k.w.step(ctx, fmt.Sprint("Restore", part)); err != nil {
 		return 0, err
 	}

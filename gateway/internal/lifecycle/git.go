@@ -23,7 +23,7 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 // environment it needs: no prompts, only the protocols allowed, credentials
 // through a helper that answers for the URL's own origin and is kept nowhere.
 func (r Repository) Command(dir string, protocols []string) (argv []string, env map[string]string) {
-	argv = []string{"git", "clone", "--origin", "origin"}
+	argv = []string{"git", "clone", "--progress", "--origin", "origin"}
 	if r.Branch != "" {
 		argv = append(argv, "--branch", r.Branch)
 	}

@@ -184,6 +184,7 @@ func (m *Manager) commit(ctx context.Context, b *box, g *guest.Client) error {
 			m.log.Warn("the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
 		}
 	})
+	defer b.during(sandbox.StepSnapshot)()
 	taken, err := m.takeSnapshot(ctx, b, rec, g)
 	if err == nil {
 		err = context.Cause(ctx)
@@ -259,7 +260,7 @@ func (m *Manager) storeStopped(ctx context.Context, b *box) error {
 	if err := m.storeReady(ctx); err != nil {
 		return err
 	}
-	release, err := m.bootSlot(ctx)
+	release, err := m.bootSlot(ctx, b)
 	if err != nil {
 		return atStep(ctx, "queue", err)
 	}

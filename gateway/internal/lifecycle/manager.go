@@ -176,6 +176,7 @@ type box struct {
 	unwanted   bool // a delete was asked for
 	unreadable bool // the record exists and cannot be read
 	lastError  string
+	steps      []*progress // it is at
 	// wakes counts the tries to bring it up; wakeErr is how the last one ended.
 	wakes   int
 	wakeErr error

@@ -71,7 +71,7 @@ func (m *Manager) fallBack(ctx context.Context, b *box) error {
 // is stored is not touched, and what was made is removed if it fails. The
 // state is starting already.
 func (m *Manager) revive(ctx context.Context, b *box, snapshot string, next *newConfig) (restored int64, written int, err error) {
-	release, err := m.bootSlot(ctx)
+	release, err := m.bootSlot(ctx, b)
 	if err != nil {
 		return 0, 0, atStep(ctx, "queue", err)
 	}
@@ -123,7 +123,9 @@ func (m *Manager) refill(ctx context.Context, b *box, g *guest.Client, snapshot 
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Restore)
 	defer cancel()
 	rec := b.record()
-	if _, err := m.workspaces.Restore(ctx, rec.ref(), snapshot, PartState, g); err != nil {
+	tell, done := b.begin(sandbox.StepRestore)
+	defer done()
+	if _, err := m.workspaces.Restore(ctx, rec.ref(), snapshot, PartState, g, nil); err != nil {
 		return 0, 0, atStep(ctx, "restore", err)
 	}
 	if rec.Directory != guest.Workspace {
@@ -138,7 +140,7 @@ func (m *Manager) refill(ctx context.Context, b *box, g *guest.Client, snapshot 
 		return err
 	})
 	group.Go(func() (err error) {
-		restored, err = m.workspaces.Restore(groupCtx, rec.ref(), snapshot, PartWorkspace, g)
+		restored, err = m.workspaces.Restore(groupCtx, rec.ref(), snapshot, PartWorkspace, g, b.filesTold(snapshot, tell))
 		return atStepOrNil(ctx, "restore", err)
 	})
 	if err := group.Wait(); err != nil {

@@ -389,7 +389,7 @@ func (m *Manager) restart(ctx context.Context, b *box, was state, next *newConfi
 			m.standDown(ctx, b, cont, err)
 		}
 	}()
-	release, err := m.bootSlot(ctx)
+	release, err := m.bootSlot(ctx, b)
 	if err != nil {
 		return 0, atStep(ctx, "queue", err)
 	}

@@ -60,9 +60,9 @@ type Workspaces interface {
 	// Snapshots lists the snapshots, the newest first.
 	Snapshots(ctx context.Context, ref Ref) ([]Snapshot, error)
 	// Restore writes a part of a snapshot into the home; id is "" for the newest.
-	// It returns how many files it wrote. What it wrote before it failed is for
-	// the caller to throw away.
-	Restore(ctx context.Context, ref Ref, id string, part Part, g *guest.Client) (files int64, err error)
+	// It returns how many files it wrote, and tells meanwhile, unless tell is nil.
+	// What it wrote before it failed is for the caller to throw away.
+	Restore(ctx context.Context, ref Ref, id string, part Part, g *guest.Client, tell func(files int64)) (files int64, err error)
 	// Sync makes the mirror equal to the workspace.
 	Sync(ctx context.Context, ref Ref, g *guest.Client) (Synced, error)
 	// Mirrored says whether a mirror of that id is there, whoever wrote it.

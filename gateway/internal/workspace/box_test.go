@@ -227,7 +227,7 @@ func mustSnapshot(t *testing.T, k *Keeper, ref lifecycle.Ref, b *box) lifecycle.
 func restore(t *testing.T, k *Keeper, ref lifecycle.Ref, id string, b *box) (files int64, err error) {
 	t.Helper()
 	for _, part := range []lifecycle.Part{lifecycle.PartState, lifecycle.PartWorkspace} {
-		n, err := k.Restore(t.Context(), ref, id, part, b.Client)
+		n, err := k.Restore(t.Context(), ref, id, part, b.Client, nil)
 		if err != nil {
 			return files, err
 		}

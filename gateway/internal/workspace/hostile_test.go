@@ -549,7 +549,7 @@ func TestASandboxThatLiesAboutARestoreIsRefused(t *testing.T) {
 			defer cancel()
 			var n int64
 			var err error
-			wantLittle(t, peak(func() { n, err = sc.keeper.Restore(ctx, sc.ref, "", lifecycle.PartState, client) }))
+			wantLittle(t, peak(func() { n, err = sc.keeper.Restore(ctx, sc.ref, "", lifecycle.PartState, client, nil) }))
 			if c.code != "" {
 				wantError(t, "a restore", err, c.code)
 				if n != 0 || strings.Contains(err.Error(), "/wake") {

@@ -114,8 +114,9 @@ func (k *Keeper) Snapshots(ctx context.Context, ref lifecycle.Ref) ([]lifecycle.
 }
 
 // Restore implements lifecycle.Workspaces.
-func (k *Keeper) Restore(ctx context.Context, ref lifecycle.Ref, id string, part lifecycle.Part, g *guest.Client) (int64, error) {
+func (k *Keeper) Restore(ctx context.Context, ref lifecycle.Ref, id string, part lifecycle.Part, g *guest.Client, tell func(files int64)) (int64, error) {
 	home := k.home(g, ref)
+	home.tell = tell
 	err := atWork(ctx, k.restoring, "restoring the sandbox", func() error {
 		_, err := k.snapshots.Restore(ctx, refOf(ref), id, wants(part), home)
 		return err

@@ -375,7 +375,7 @@ func TestASnapshotOfAnOldIncarnationNeverLandsInANewOne(t *testing.T) {
 				if _, err := first.Snapshot(t.Context(), refTo("box", "i1"), old.Client); !sandbox.HasCode(err, sandbox.CodeSandboxDeleted) {
 					t.Errorf("one more of the old incarnation: %v", err)
 				}
-				if _, err := first.Restore(t.Context(), refTo("box", "i1"), "", lifecycle.PartState, old.Client); !sandbox.HasCode(err, sandbox.CodeSandboxDeleted) {
+				if _, err := first.Restore(t.Context(), refTo("box", "i1"), "", lifecycle.PartState, old.Client, nil); !sandbox.HasCode(err, sandbox.CodeSandboxDeleted) {
 					t.Errorf("a restore of the old incarnation: %v", err)
 				}
 				if list, err := second.Snapshots(t.Context(), refTo("box", "i2")); err != nil || len(list) != 1 {
@@ -519,9 +519,12 @@ func TestNothingButADeleteGoesWithoutAnIncarnation(t *testing.T) {
 		"begin":    func() error { return k.Begin(t.Context(), ref) },
 		"snapshot": func() error { _, err := k.Snapshot(t.Context(), ref, b.Client); return err },
 		"list":     func() error { _, err := k.Snapshots(t.Context(), ref); return err },
-		"restore":  func() error { _, err := k.Restore(t.Context(), ref, "", lifecycle.PartState, b.Client); return err },
-		"sync":     func() error { _, err := k.Sync(t.Context(), ref, b.Client); return err },
-		"import":   func() error { _, err := k.Import(t.Context(), ref, b.Client); return err },
+		"restore": func() error {
+			_, err := k.Restore(t.Context(), ref, "", lifecycle.PartState, b.Client, nil)
+			return err
+		},
+		"sync":   func() error { _, err := k.Sync(t.Context(), ref, b.Client); return err },
+		"import": func() error { _, err := k.Import(t.Context(), ref, b.Client); return err },
 	} {
 		if err := call(); !sandbox.HasCode(err, sandbox.CodeInternal) {
 			t.Errorf("%s: %v", name, err)
@@ -535,11 +538,11 @@ func TestWhatFailsHasItsCode(t *testing.T) {
 	k, b, ref := newKeeper(t, faults, snapshot.Settings{}), newBox(t), refTo("box", "i1")
 	mustBegin(t, k, ref)
 	b.write(t, "workspace/file", "content")
-	if _, err := k.Restore(t.Context(), ref, "", lifecycle.PartState, b.Client); !sandbox.HasCode(err, sandbox.CodeSnapshotNotFound) {
+	if _, err := k.Restore(t.Context(), ref, "", lifecycle.PartState, b.Client, nil); !sandbox.HasCode(err, sandbox.CodeSnapshotNotFound) {
 		t.Errorf("a restore of nothing: %v", err)
 	}
 	mustSnapshot(t, k, ref, b)
-	if _, err := k.Restore(t.Context(), ref, "20200101T000000Z-00", lifecycle.PartState, b.Client); !sandbox.HasCode(err, sandbox.CodeSnapshotNotFound) {
+	if _, err := k.Restore(t.Context(), ref, "20200101T000000Z-00", lifecycle.PartState, b.Client, nil); !sandbox.HasCode(err, sandbox.CodeSnapshotNotFound) {
 		t.Errorf("an unknown snapshot: %v", err)
 	}
 	past, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
@@ -550,7 +553,7 @@ func TestWhatFailsHasItsCode(t *testing.T) {
 		"snapshot": func(ctx context.Context) error { _, err := k.Snapshot(ctx, ref, b.Client); return err },
 		"list":     func(ctx context.Context) error { _, err := k.Snapshots(ctx, ref); return err },
 		"restore": func(ctx context.Context) error {
-			_, err := k.Restore(ctx, ref, "", lifecycle.PartState, b.Client)
+			_, err := k.Restore(ctx, ref, "", lifecycle.PartState, b.Client, nil)
 			return err
 		},
 		"sync":     func(ctx context.Context) error { _, err := k.Sync(ctx, ref, b.Client); return err },

@@ -67,14 +67,14 @@ func roundTrip(t *testing.T, s store.Store, settings snapshot.Settings, seed uin
 func wantRestored(t *testing.T, k *Keeper, ref lifecycle.Ref, id string, want map[string]seen) {
 	t.Helper()
 	target := newBox(t)
-	state, err := k.Restore(t.Context(), ref, id, lifecycle.PartState, target.Client)
+	state, err := k.Restore(t.Context(), ref, id, lifecycle.PartState, target.Client, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if early := below(picture(t, target.home), workspaceFolder); len(early) != 0 {
 		t.Errorf("with the state came %d entries of the workspace", len(early))
 	}
-	rest, err := k.Restore(t.Context(), ref, id, lifecycle.PartWorkspace, target.Client)
+	rest, err := k.Restore(t.Context(), ref, id, lifecycle.PartWorkspace, target.Client, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,8 @@ type tree struct {
 	under string // the folder and a slash; "" for the home
 	log   *slog.Logger
 
-	restored int64 // files
+	restored int64             // files
+	tell     func(files int64) // how many were sent so far; may be nil
 }
 
 var _ snapshot.Tree = (*tree)(nil)
@@ -173,10 +174,15 @@ func (s *steady) Read(p []byte) (int, error) {
 
 // Restore implements snapshot.Tree.
 func (t *tree) Restore(ctx context.Context, entries iter.Seq2[snapshot.Restored, error]) error {
+	var sent int64
 	done, err := t.guest.RestoreTree(ctx, func(yield func(guest.RestoreEntry, error) bool) {
 		for e, err := range entries {
 			if !yield(t.entry(e), err) {
 				return
+			}
+			if e.Type == snapshot.File && err == nil && t.tell != nil {
+				sent++
+				t.tell(sent)
 			}
 		}
 	})
