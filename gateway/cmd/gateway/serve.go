@@ -80,7 +80,7 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		return err
 	}
 	api := httpapi.New(httpapi.Settings{
-		Token: token, Hosts: hosts(cfg), UI: ui,
+		Token: token, Hosts: hosts(cfg), UI: ui, Address: cfg.Public(listener.Addr().String()).String(),
 		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
 	}, httpapi.Deps{
 		Manager: manager, Log: log,

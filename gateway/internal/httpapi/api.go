@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 
+	"github.com/agentpod/agentpod/gateway/internal/frontpage"
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
 	"github.com/agentpod/agentpod/gateway/internal/turn"
@@ -36,6 +37,8 @@ type Settings struct {
 	MaxUpload int64
 	// ExecTimeout bounds a command that names no deadline, and those that do.
 	ExecTimeout time.Duration
+	// Address is how browsers reach the gateway, such as http://127.0.0.1:8787.
+	Address string
 	// UI says where the sandboxes' own hosts are; nil for a gateway without.
 	UI *uihost.Settings
 }
@@ -56,6 +59,7 @@ type API struct {
 	echo     *echo.Echo
 	carrier  *proxy.Carrier
 	ui       *uihost.Host // nil if there is none
+	front    *frontpage.Page
 
 	// streams ends what would never end by itself when the gateway drains;
 	// turns ends the turns that nobody waits for any more.
@@ -72,9 +76,12 @@ func New(settings Settings, deps Deps) *API {
 	a.streams, a.stopStreams = context.WithCancelCause(context.Background())
 	a.turnsCtx, a.stopTurns = context.WithCancelCause(context.Background())
 	a.carrier = &proxy.Carrier{Sandboxes: deps.Manager, Proxy: deps.Proxy, Streams: a.streams}
+	front, below := frontpage.Settings{Token: settings.Token, Address: settings.Address, Streams: a.streams}, frontpage.Deps{Sandboxes: deps.Manager, Log: deps.Log}
 	if settings.UI != nil {
 		a.ui = uihost.New(*settings.UI, uihost.Deps{Sandboxes: deps.Manager, Carrier: a.carrier, Log: deps.Log})
+		front.SandboxHosts, below.UI = a.ui.Source(), a.ui
 	}
+	a.front = frontpage.New(front, below)
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = echo.ExtractIPDirect()
@@ -86,6 +93,8 @@ func New(settings Settings, deps Deps) *API {
 }
 
 func (a *API) routes(e *echo.Echo) {
+	e.Any("/", echo.WrapHandler(a.front))
+	e.Any("/ui/*", echo.WrapHandler(a.front))
 	e.GET("/health", a.health)
 	e.HEAD("/health", a.health)
 	e.GET("/readyz", a.ready)
@@ -132,6 +141,9 @@ func (a *API) Drain() { a.stopStreams(lifecycle.ErrClosing) }
 func (a *API) Close(ctx context.Context) error {
 	a.stopStreams(lifecycle.ErrClosing)
 	a.stopTurns(lifecycle.ErrClosing)
+	if err := a.front.Close(ctx); err != nil {
+		return err
+	}
 	if a.ui != nil {
 		if err := a.ui.Close(ctx); err != nil {
 			return err
@@ -192,7 +204,7 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 const strangerTimeout = 10 * time.Second
 
 // admit says whether a request may go on, and whether its sender is a stranger:
-// health is for everybody.
+// health and the front page are for everybody.
 func (a *API) admit(c echo.Context) (stranger bool, err error) {
 	r := c.Request()
 	if !a.settings.Hosts.Allow(r.Host) {
@@ -201,7 +213,7 @@ func (a *API) admit(c echo.Context) (stranger bool, err error) {
 	if err := sandbox.CheckPath(border.RawPath(r)); err != nil {
 		return true, err
 	}
-	if r.URL.Path == "/health" {
+	if r.URL.Path == "/health" || frontpage.Serves(r.URL.Path) { // the front page asks its visitors itself
 		return true, nil
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")

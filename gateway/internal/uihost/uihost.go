@@ -104,6 +104,9 @@ func (h *Host) Close(ctx context.Context) error {
 // URL is where a sandbox's UI is.
 func (h *Host) URL(id string) string { return h.origin(Label(id)) + "/" }
 
+// Source is a CSP source that matches all the hosts and nothing else.
+func (h *Host) Source() string { return h.origin("*") }
+
 func (h *Host) origin(label string) string {
 	return h.settings.Public.Scheme + "://" + label + "." + h.settings.Domain + h.port
 }

@@ -1,0 +1,112 @@
+//go:build browser
+
+package e2e
+
+import (
+	"testing"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+)
+
+// signIn signs a tab in to the front page.
+func (p *tab) signIn(g *gateway) {
+	p.t.Helper()
+	p.goTo(g.url + "/")
+	p.click("#token")
+	p.enter(g.token + "\r")
+	p.wait("the sandboxes", `document.querySelector("#list")`)
+}
+
+// card waits until what is shown of a sandbox has a text.
+func (p *tab) card(id, text string) {
+	p.t.Helper()
+	p.wait(id+" says "+text, `document.querySelector("#sandbox-`+id+`")?.innerText.includes("`+text+`")`)
+}
+
+// press clicks a button of a sandbox's card.
+func (p *tab) press(id, key string) {
+	p.t.Helper()
+	p.click("#sandbox-" + id + ` [data-key="` + key + `"]`)
+}
+
+func TestTheFrontPageDoesWhatAPersonNeeds(t *testing.T) {
+	g := start(t)
+	p := openBrowser(t).tab(t)
+	p.goTo(g.url + "/")
+	p.shot("front-sign-in")
+	p.click("#token")
+	p.enter("not the token at all\r")
+	p.shows("not this gateway's token")
+	p.console() // the browser's own word on the status
+	p.signIn(g)
+	p.shows("There is no sandbox")
+	p.shot("front-empty")
+
+	p.click("#gitUrl")
+	p.enter("file:///etc\r")
+	p.wait("what is wrong with the URL", `/gitUrl|protocol|https/.test(document.querySelector(".new .problem").innerText)`)
+	p.console()
+	p.js(`(document.querySelector("#gitUrl").value = "", "")`)
+	p.click("#gitUrl")
+	p.enter(g.git.URL())
+	p.click("#id")
+	p.enter("front\r")
+	p.card("front", "Being created")
+	p.shot("front-creating")
+	p.card("front", "Running")
+	p.shot("front-running")
+
+	p.js(`(document.querySelector("#sandbox-front [data-key=open]").form.target = "_self", "")`)
+	p.press("front", "open")
+	p.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
+	p.say("hello from the front page")
+
+	p.goTo(g.url + "/")
+	p.card("front", "just now")
+	// By keyboard alone.
+	p.js(`(document.querySelector("#sandbox-front [data-key=sync]").focus(), "")`)
+	p.enter("\r")
+	p.card("front", "Synced: ")
+	p.wait("the focus stays", `document.activeElement.dataset.key === "sync"`)
+	p.press("front", "hibernate")
+	p.shot("front-menu")
+	p.press("front", "frozen")
+	p.card("front", "Asleep, frozen")
+	p.press("front", "hibernate")
+	p.press("front", "archived")
+	p.card("front", "Asleep, archived")
+	p.shot("front-archived")
+	p.press("front", "wake")
+	p.card("front", "Running")
+
+	if _, err := chromedp.Call(p.ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: 390, Height: 844, DeviceScaleFactor: 2, Mobile: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}}); err != nil {
+		t.Fatal(err)
+	}
+	p.shot("front-phone-dark")
+	if got := p.js("document.documentElement.scrollWidth <= innerWidth"); got != "true" {
+		t.Error("on a phone the page is wider than the screen")
+	}
+	p.press("front", "delete")
+	p.shot("front-phone-delete")
+	p.press("front", "delete-sure")
+	p.shows("There is no sandbox")
+	if errors := p.console(); len(errors) > 0 {
+		t.Errorf("the console has %q", errors)
+	}
+
+	g.create(t, "front", nil)
+	p.card("front", "Running")
+	p.js(`(document.querySelector("#sandbox-front [data-key=open]").form.target = "_self", "")`)
+	p.press("front", "open")
+	p.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
+	ui := p.js("location.href")
+	p.goTo(g.url + "/")
+	p.click("header button")
+	p.shows("Sign in")
+	p.goTo(ui)
+	p.shows("visit is over")
+}
