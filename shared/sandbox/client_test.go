@@ -231,7 +231,7 @@ func TestWhatIsSafeIsTriedAgain(t *testing.T) {
 				return err
 			},
 			"ui's end": func(ctx context.Context, c sandbox.Backend) error { return c.EndUI(ctx, "a", "s") },
-			"sync": func(ctx context.Context, c sandbox.Backend) error { _, err := c.Sync(ctx, "a"); return err },
+			"sync":     func(ctx context.Context, c sandbox.Backend) error { _, err := c.Sync(ctx, "a"); return err },
 			"create": func(ctx context.Context, c sandbox.Backend) error {
 				_, err := c.Create(ctx, sandbox.CreateRequest{ID: "a", UserID: "u"})
 				return err

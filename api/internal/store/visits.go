@@ -18,7 +18,9 @@ type Visits struct{ db *gorm.DB }
 func (s *Store) Visits() *Visits { return &Visits{s.db} }
 
 // visits begins a statement on the visits.
-func (v *Visits) visits(ctx context.Context) *gorm.DB { return v.db.WithContext(ctx).Table("ui_visits") }
+func (v *Visits) visits(ctx context.Context) *gorm.DB {
+	return v.db.WithContext(ctx).Table("ui_visits")
+}
 
 // Put implements task.Visits.
 func (v *Visits) Put(ctx context.Context, row task.Visit) error {
