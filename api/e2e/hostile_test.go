@@ -159,7 +159,7 @@ func TestNothingOfAnothersIsReachedByPathOrBody(t *testing.T) {
 		root := boxPath + id
 		all = append(all,
 			attempt{"GET", root, nil}, attempt{"DELETE", root, nil}, attempt{"GET", root + "/status", nil}, attempt{"GET", root + "/logs", nil},
-			attempt{"GET", root + "/stats", nil}, attempt{"POST", root + "/exec", object{"command": []string{"rm", "-rf", "workspace"}}},
+			attempt{"GET", root + "/stats", nil}, attempt{"GET", root + "/ui", nil}, attempt{"POST", root + "/exec", object{"command": []string{"rm", "-rf", "workspace"}}},
 			attempt{"GET", root + "/files/workspace/a.txt", nil}, attempt{"PUT", root + "/files/workspace/a.txt", []byte("eve's")},
 			attempt{"DELETE", root + "/files/workspace/a.txt", nil}, attempt{"GET", root + "/files/", nil},
 			attempt{"GET", root + "/opencode/session", nil}, attempt{"POST", root + "/opencode/session", object{}},

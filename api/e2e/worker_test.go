@@ -207,6 +207,7 @@ func TestAWorkersSandboxIsMadeWokenSyncedAndDeleted(t *testing.T) {
 		{http.MethodPost, "/restart"},
 		{http.MethodGet, "/logs"},
 		{http.MethodGet, "/stats"},
+		{http.MethodGet, "/ui"},
 		{http.MethodPost, "/exec"},
 		{http.MethodGet, "/files/workspace/a.txt"},
 		{http.MethodGet, "/files/"},

@@ -81,6 +81,14 @@ type Backend interface {
 	// are replaced. Redirects are given back, not followed.
 	OpenCode(id string) (transport http.RoundTripper, baseURL string, err error)
 
+	// UI returns a way into OpenCode's web UI for one browser. What it opens ends
+	// with the sandbox, and with EndUI of the session: an opaque text of at most 256
+	// bytes that may be empty, and no secret. A session that was ended is forbidden.
+	UI(ctx context.Context, id, session string) (UIResponse, error)
+	// EndUI ends what a session has opened in a sandbox, and the session there. Ending
+	// what does not exist is a success.
+	EndUI(ctx context.Context, id, session string) error
+
 	// Close waits for what goes on in the background until ctx ends, ends the
 	// rest, and frees idle connections. No call may begin after it.
 	Close(ctx context.Context) error
@@ -128,7 +136,8 @@ type ClientSettings struct {
 type Deadlines struct {
 	// Probe is Health's, 5 s.
 	Probe time.Duration
-	// Look is that of Get, List, Snapshots, Logs and Stats, which wake nothing: 30 s.
+	// Look is that of Get, List, Snapshots, Logs, Stats, UI and EndUI, which wake
+	// nothing: 30 s.
 	Look time.Duration
 	// Boot is that of Create, Wake and Delete: 15 min.
 	Boot time.Duration

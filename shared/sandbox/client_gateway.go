@@ -251,6 +251,44 @@ func (g *GatewayClient) Stats(ctx context.Context, id string) (Stats, error) {
 	return reply.Stats, err
 }
 
+// UI implements Backend. No error holds the URL.
+func (g *GatewayClient) UI(ctx context.Context, id, session string) (UIResponse, error) {
+	var reply UIResponse
+	if err := g.look(ctx, id, "/ui", ofSession(session), maxSmallReply, &reply); err != nil {
+		return UIResponse{}, err
+	}
+	// It is for a browser to follow.
+	if u, err := url.Parse(reply.URL); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return UIResponse{}, Errorf(CodeBackendFailed, "the gateway sent no address of a web UI")
+	}
+	return reply, nil
+}
+
+// EndUI implements Backend.
+func (g *GatewayClient) EndUI(ctx context.Context, id, session string) error {
+	path, err := route(id, "/ui")
+	if err != nil {
+		return err
+	}
+	var reply struct {
+		Success bool `json:"success"`
+	}
+	err = g.do(ctx, call{
+		method: http.MethodDelete, path: path, query: ofSession(session), limit: maxSmallReply, within: g.deadlines.Look, retry: true,
+	}, &reply)
+	if err == nil && !reply.Success {
+		err = g.notSuccess()
+	}
+	return err
+}
+
+func ofSession(session string) url.Values {
+	if session == "" {
+		return nil
+	}
+	return url.Values{"session": {session}}
+}
+
 // filesRoute is the route of a path in the home folder, each element encoded.
 func filesRoute(id, path string) (string, error) {
 	if strings.HasPrefix(path, "/") {

@@ -230,7 +230,8 @@ func TestWhatIsSafeIsTriedAgain(t *testing.T) {
 				_, err := c.Wake(ctx, "a", sandbox.WakeRequest{})
 				return err
 			},
-			"sync": func(ctx context.Context, c sandbox.Backend) error { _, err := c.Sync(ctx, "a"); return err },
+			"ui's end": func(ctx context.Context, c sandbox.Backend) error { return c.EndUI(ctx, "a", "s") },
+			"sync":     func(ctx context.Context, c sandbox.Backend) error { _, err := c.Sync(ctx, "a"); return err },
 			"create": func(ctx context.Context, c sandbox.Backend) error {
 				_, err := c.Create(ctx, sandbox.CreateRequest{ID: "a", UserID: "u"})
 				return err

@@ -31,7 +31,7 @@ const ProviderCloudflare = "cloudflare"
 //   - Deleting a sandbox does not stop its container.
 //
 // What it cannot do at all is unsupported: List, Hibernate, Snapshots, Logs, Exec,
-// Stats, and files.
+// Stats, UI, EndUI, and files.
 type WorkerClient struct {
 	caller
 	records Records
@@ -256,6 +256,17 @@ func (w *WorkerClient) DeleteFile(context.Context, string, string) error {
 // ListFiles implements Backend; unsupported.
 func (w *WorkerClient) ListFiles(context.Context, string, string) (FileListing, error) {
 	return FileListing{}, w.cannot("list a folder")
+}
+
+// UI implements Backend; unsupported.
+func (w *WorkerClient) UI(context.Context, string, string) (UIResponse, error) {
+	return UIResponse{}, w.cannot("open OpenCode's web UI")
+}
+
+// EndUI implements Backend; unsupported. Nothing is sent: the worker would take it
+// for the deletion of the stored workspace.
+func (w *WorkerClient) EndUI(context.Context, string, string) error {
+	return w.cannot("open OpenCode's web UI")
 }
 
 // OpenCode implements Backend.

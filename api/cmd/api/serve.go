@@ -79,7 +79,9 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	if err != nil {
 		return err
 	}
-	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: db.Sandboxes(), Backends: providers, Config: credentials.Config, Log: log})
+	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{
+		Sandboxes: db.Sandboxes(), Visits: db.Visits(), Backends: providers, Config: credentials.Config, Log: log,
+	})
 	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Raising: cfg.TaskRaising, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
 		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Raise: boxes.Raise, Log: log,
 	})
@@ -97,7 +99,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	served := serveWith(ctx, cfg, httpapi.Deps{
 		Accounts: accounts, Providers: providers, Credentials: credentials, Sandboxes: boxes, Tasks: tasks, Templates: templates, Webhooks: hooks,
 		Ready: db.Ping, Log: log,
-	}, providers.Watch, catalogue.Run, tasks.Recover)
+	}, providers.Watch, catalogue.Run, tasks.Recover, boxes.EndVisits)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
 	defer cancel()
 	return errors.Join(served, stop(last), boxes.Close(last), providers.Close(last))

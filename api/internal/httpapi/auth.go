@@ -240,6 +240,7 @@ func (a *API) signOut(c echo.Context) error {
 			return err
 		}
 		a.streams.signOut(keyOf(token))
+		a.Sandboxes.SessionOver()
 	}
 	a.clearCookies(c)
 	return c.JSON(http.StatusOK, map[string]bool{"success": true})
@@ -294,7 +295,7 @@ func (a *API) identify(c echo.Context) (caller, error) {
 	}
 	_, byToken := shown(c.Request())
 	return caller{
-		user: signed.User, key: keyOf(signed.Token), cookie: !byToken, signOuts: signOuts,
+		user: signed.User, key: keyOf(signed.Token), sessionID: signed.Session.ID, cookie: !byToken, signOuts: signOuts,
 		valid: func(ctx context.Context) error {
 			_, err := a.Accounts.Look(ctx, signed.Token)
 			return err //nolint:wrapcheck // the service says what it was doing

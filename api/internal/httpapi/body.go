@@ -92,6 +92,8 @@ type caller struct {
 	user account.User
 	// key is the same for every request with the same credential.
 	key credentialKey
+	// sessionID is the session's, or empty for the service.
+	sessionID string
 	// cookie says that the credential came as a cookie.
 	cookie bool
 	// signOuts is how many there were before the credential was looked at.

@@ -68,6 +68,8 @@ type world struct {
 	api   *API
 	store *store.Store
 	clock *clock
+	// backends are those that it was made with.
+	backends map[string]sandbox.Backend
 }
 
 // options change what a world is like.
@@ -75,6 +77,8 @@ type options struct {
 	account func(*account.Settings)
 	api     func(*Settings)
 	log     io.Writer
+	// visits is how often web UIs are closed whose sessions are over.
+	visits time.Duration
 	// backends are the providers; without them there are no sandboxes.
 	backends map[string]sandbox.Backend
 }
@@ -119,11 +123,18 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	registry, err := provider.New(provider.Settings{Now: c.Now}, places, log)
 	must(t, err)
 	credentials := newCredentials(t, s, log)
-	boxes := sandboxes.New(sandboxes.Settings{}, sandboxes.Deps{Sandboxes: s.Sandboxes(), Backends: registry, Config: credentials.Config, Log: log})
+	boxes := sandboxes.New(sandboxes.Settings{VisitsEvery: o.visits, Now: c.Now}, sandboxes.Deps{
+		Sandboxes: s.Sandboxes(), Visits: s.Visits(), Backends: registry, Config: credentials.Config, Log: log,
+	})
+	background, stop := context.WithCancel(context.Background())
+	var beside sync.WaitGroup
+	beside.Go(func() { boxes.EndVisits(background) })
 	tasks := task.New(task.Settings{}, task.Deps{
 		Tasks: s.Tasks(), Teams: s.Teams(), Sandboxes: s.Sandboxes(), Backends: registry, Raise: boxes.Raise, Log: log,
 	})
 	t.Cleanup(func() {
+		stop()
+		beside.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := errors.Join(tasks.Close(ctx), boxes.Close(ctx)); err != nil {
@@ -137,7 +148,7 @@ func newWorld(t testing.TB, s *store.Store, o options) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return world{api: api, store: s, clock: c}
+	return world{api: api, store: s, clock: c, backends: o.backends}
 }
 
 // newCredentials makes the service of credentials, with a key of one byte.

@@ -23,6 +23,8 @@ import (
 type fakeGateway struct {
 	// openCode answers what is below a sandbox's /opencode.
 	openCode http.HandlerFunc
+	// ui answers /ui, if a test sets it before the first request.
+	ui http.HandlerFunc
 
 	mu    sync.Mutex
 	files map[string]string // by ID/PATH
@@ -96,6 +98,10 @@ func (g *fakeGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		if below == "opencode" {
 			g.openCode(w, r)
+			return
+		}
+		if below == "ui" && g.ui != nil {
+			g.ui(w, r)
 			return
 		}
 		w.WriteHeader(http.StatusNotFound)

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -48,6 +49,7 @@ func (a *API) sandboxRoutes(g *echo.Group) {
 	g.GET("/:id/status", a.sandboxStatus)
 	g.GET("/:id/logs", a.sandboxLogs)
 	g.GET("/:id/stats", a.sandboxStats)
+	g.GET("/:id/ui", a.openUI)
 	g.POST("/:id/sync", a.syncSandbox)
 	g.POST("/:id/exec", a.execInSandbox)
 	for _, path := range []string{"/:id/files", "/:id/files/*"} {
@@ -233,6 +235,21 @@ func (a *API) sandboxStats(c echo.Context) error {
 		return err
 	}
 	return c.JSON(http.StatusOK, sandbox.StatsResponse{Stats: stats})
+}
+
+// openUI gives out a way into a sandbox's web UI, which is as good as a password
+// until it was used.
+func (a *API) openUI(c echo.Context) error {
+	ctx, who := c.Request().Context(), admitted(c)
+	reply, err := a.Sandboxes.UI(ctx, who.user.ID, c.Param("id"), who.sessionID)
+	if err != nil {
+		return err
+	}
+	// Who signed out meanwhile may have been told of before the way was there.
+	if lost, err := recheck(ctx, who, held{}); lost != nil || err != nil {
+		return cmp.Or(lost, err)
+	}
+	return c.JSON(http.StatusOK, reply)
 }
 
 func (a *API) syncSandbox(c echo.Context) error {

@@ -38,6 +38,8 @@ type Settings struct {
 	// StartGrace is how long a sandbox may be starting without its provider knowing
 	// of it (default 2 min).
 	StartGrace time.Duration
+	// VisitsEvery is how often EndVisits looks for sessions that are over (default 5 s).
+	VisitsEvery time.Duration
 	// Now is the clock; nil is the system's.
 	Now func() time.Time
 }
@@ -51,6 +53,7 @@ func (s Settings) withDefaults() Settings {
 		{&s.LookTimeout, 3 * time.Second},
 		{&s.ListTimeout, 2 * time.Second},
 		{&s.StartGrace, 2 * time.Minute},
+		{&s.VisitsEvery, 5 * time.Second},
 	} {
 		if *field.value <= 0 {
 			*field.value = field.fallback
@@ -65,6 +68,7 @@ func (s Settings) withDefaults() Settings {
 // Deps are what a Service calls.
 type Deps struct {
 	Sandboxes task.Sandboxes
+	Visits    task.Visits
 	Backends  Backends
 	// Config returns a user's OpenCode config and its hash. Nil means that nobody
 	// has one.
@@ -82,6 +86,7 @@ type Service struct {
 	ctx      context.Context //nolint:containedctx // the lifetime of what is made in the background
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
+	over     chan struct{} // rings for EndVisits
 
 	mu     sync.Mutex
 	making map[string]*making
@@ -97,7 +102,7 @@ type making struct {
 
 // New makes a service. Close ends it.
 func New(settings Settings, deps Deps) *Service {
-	s := &Service{deps: deps, settings: settings.withDefaults(), making: map[string]*making{}}
+	s := &Service{deps: deps, settings: settings.withDefaults(), making: map[string]*making{}, over: make(chan struct{}, 1)}
 	if s.deps.Log == nil {
 		s.deps.Log = slog.New(slog.DiscardHandler)
 	}

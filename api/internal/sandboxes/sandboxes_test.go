@@ -125,6 +125,7 @@ func TestNobodyReachesAnothersSandbox(t *testing.T) {
 		"sync":    func() error { _, err := w.Sync(ctx, "u2", id); return err },
 		"logs":    func() error { _, err := w.Logs(ctx, "u2", id, 1); return err },
 		"stats":   func() error { _, err := w.Stats(ctx, "u2", id); return err },
+		"ui":      func() error { _, err := w.UI(ctx, "u2", id, "s"); return err },
 		"exec": func() error {
 			_, err := w.Exec(ctx, "u2", id, sandbox.ExecRequest{Command: []string{"ls"}})
 			return err

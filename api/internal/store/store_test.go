@@ -95,7 +95,7 @@ func TestMigrationsGoUpDownAndUp(t *testing.T) {
 			}
 			return n - 1 // goose's own
 		}
-		const all = 12
+		const all = 13
 		for _, step := range []struct {
 			name   string
 			do     func() error

@@ -29,7 +29,7 @@ type Capabilities struct {
 	// UnknownSession is the code of a message to a session that does not exist.
 	UnknownSession sandbox.Code
 
-	List, Hibernate, Snapshots, Logs, Exec, Stats, Files bool
+	List, Hibernate, Snapshots, Logs, Exec, Stats, Files, UI bool
 	// Delete says that OpenCode's own DELETE routes can be used, and Events that
 	// a turn's events can be watched. Neither is refused as a call of its own.
 	Delete, Events bool
@@ -39,7 +39,7 @@ type Capabilities struct {
 func Gateway(gitURL string) Capabilities {
 	return Capabilities{
 		Provider: "docker", GitURL: gitURL, UnknownSession: sandbox.CodeSessionNotFound,
-		List: true, Hibernate: true, Snapshots: true, Logs: true, Exec: true, Stats: true, Files: true,
+		List: true, Hibernate: true, Snapshots: true, Logs: true, Exec: true, Stats: true, Files: true, UI: true,
 		Delete: true, Events: true,
 	}
 }
@@ -91,6 +91,7 @@ func Run(t *testing.T, newClient func(*testing.T) sandbox.Backend, caps Capabili
 		{"logs are the lines asked for", s.logs},
 		{"a command gives its output and exit code", s.exec},
 		{"stats are figures", s.stats},
+		{"a way into the web UI is given until its session ends", s.ui},
 		{"files are written, read, listed and deleted", s.files},
 		{"snapshots are listed", s.snapshots},
 		{"a hibernated sandbox sleeps and wakes", s.hibernate},
@@ -282,6 +283,31 @@ func (s *suite) stats(ctx context.Context, t *testing.T) {
 	if can(t, s.caps.Stats, err) && (stats.MemoryUsage == 0 || stats.MemoryLimit < stats.MemoryUsage) {
 		t.Errorf("got %+v", stats)
 	}
+}
+
+func (s *suite) ui(ctx context.Context, t *testing.T) {
+	const session = "a session & more"
+	way, err := s.backend.UI(ctx, s.id, session)
+	if !can(t, s.caps.UI, err) {
+		can(t, false, s.backend.EndUI(ctx, s.id, session))
+		return
+	}
+	if left := time.Until(way.ExpiresAt.Time); !strings.HasPrefix(way.URL, "http") || left <= 0 || left > time.Hour {
+		t.Errorf("a way that is good for %s", left)
+	}
+	must(t, s.backend.EndUI(ctx, s.id, session))
+	must(t, s.backend.EndUI(ctx, s.id, session))
+	must(t, s.backend.EndUI(ctx, "clienttest-unknown", session))
+	_, err = s.backend.UI(ctx, s.id, session)
+	wantCode(t, "a session that was ended", err, sandbox.CodeForbidden)
+	_, err = s.backend.UI(ctx, s.id, "")
+	must(t, err)
+	_, err = s.backend.UI(ctx, "clienttest-unknown", "")
+	wantCode(t, "a sandbox that does not exist", err, sandbox.CodeSandboxNotFound)
+	_, err = s.backend.UI(ctx, "a/b", "")
+	wantCode(t, "an id that is none", err, sandbox.CodeInvalidID)
+	wantCode(t, "an id that is none", s.backend.EndUI(ctx, "a/b", session), sandbox.CodeInvalidID)
+	wantCode(t, "no session", s.backend.EndUI(ctx, s.id, ""), sandbox.CodeInvalidRequest)
 }
 
 func (s *suite) files(ctx context.Context, t *testing.T) {
