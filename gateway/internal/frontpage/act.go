@@ -50,7 +50,7 @@ func (p *Page) beginCreate(ctx context.Context, f createForm) error {
 	if _, err := p.Sandboxes.Whose(f.ID); err == nil {
 		return sandbox.Errorf(sandbox.CodeConflict, "there is a sandbox %q already; choose another name", f.ID)
 	}
-	one, err := p.jobs.start(f.ID, "create", func(ctx context.Context) (string, error) {
+	one, err := p.jobs.start(f.ID, "create", func(ctx context.Context) (string, error) { //nolint:contextcheck // it outlives the request
 		_, err := p.Sandboxes.Create(ctx, sandbox.CreateRequest{ID: f.ID, UserID: Owner, GitURL: f.GitURL, GitBranch: f.GitBranch})
 		return "Ready.", err
 	})
@@ -101,7 +101,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, s *session) error {
 	var do func(ctx context.Context) (string, error)
 	switch verb {
 	case "open":
-		return p.open(w, r, s, id)
+		return p.open(w, s, id)
 	case "dismiss":
 		p.jobs.forget(id)
 		return p.settled(w, r)
@@ -113,7 +113,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, s *session) error {
 	case "sync":
 		do = func(ctx context.Context) (string, error) {
 			done, err := p.Sandboxes.Sync(ctx, id)
-			return fmt.Sprintf("Synced: %s, %s.", count(done.Files, "file"), bytesText(done.Bytes)), err
+			return fmt.Sprintf("Synced: %s, %s.", filesText(done.Files), bytesText(done.Bytes)), err
 		}
 	case "hibernate":
 		tier := sandbox.Tier(values.Get("tier"))
@@ -133,7 +133,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, s *session) error {
 }
 
 // open sends a visitor on to a sandbox's UI.
-func (p *Page) open(w http.ResponseWriter, r *http.Request, s *session, id string) error {
+func (p *Page) open(w http.ResponseWriter, s *session, id string) error {
 	if p.UI == nil {
 		return sandbox.Errorf(sandbox.CodeUnsupported, "this gateway serves no web UI: SANDBOX_DOMAIN is off")
 	}

@@ -205,7 +205,7 @@ func (p *Page) signOut(w http.ResponseWriter, r *http.Request, s *session) error
 			p.Log.Warn("a visit could not be ended at sign-out", "sandboxId", id, "error", err)
 		}
 	}
-	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: "/", MaxAge: -1, Secure: true, HttpOnly: true})
+	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: "/", MaxAge: -1, Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 	return nil
 }

@@ -50,14 +50,15 @@ func (j *jobs) init() {
 	j.byID = map[string]*job{}
 }
 
-// start begins a job, unless one of the same sandbox runs.
+// start begins a job, unless one of the same sandbox runs; a create can be cut short
+// by a delete.
 func (j *jobs) start(id, verb string, do func(ctx context.Context) (said string, err error)) (*job, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if context.Cause(j.base) != nil {
 		return nil, lifecycle.ErrClosing
 	}
-	if old := j.byID[id]; old != nil && old.ended.IsZero() {
+	if old := j.byID[id]; old != nil && old.ended.IsZero() && (old.verb != "create" || verb != "delete") {
 		return nil, sandbox.Errorf(sandbox.CodeConflict, "the sandbox %q is still at something else (%s); wait until that has ended", id, old.verb)
 	}
 	one := &job{verb: verb, began: time.Now(), done: make(chan struct{})}

@@ -41,10 +41,10 @@ func (p *Page) live(w http.ResponseWriter, r *http.Request, s *session) error {
 			last = time.Now()
 			_ = control.SetWriteDeadline(last.Add(writeLimit))
 			if _, err := w.Write(out); err != nil {
-				return nil //nolint:nilerr // the reader left
+				return nil // the reader left
 			}
 			if err := control.Flush(); err != nil {
-				return nil //nolint:nilerr // so it did here
+				return nil // the reader left
 			}
 		}
 		select {

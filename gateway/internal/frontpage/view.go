@@ -122,7 +122,7 @@ func (p *Page) cardOf(info sandbox.Info, at seen, now time.Time) card {
 		c.Active, c.ActiveAt = ago(now.Sub(last)), last.UTC().Format(time.RFC3339)
 	}
 	if s := info.LastSnapshot; s != nil {
-		c.Size = bytesText(s.Bytes) + " in " + count(s.Files, "file")
+		c.Size = bytesText(s.Bytes) + " in " + filesText(s.Files)
 	}
 	c.State, c.Tone = stateOf(info)
 	asleep := info.Status == sandbox.StatusSleeping || info.Status == sandbox.StatusStopped
@@ -136,7 +136,7 @@ func (p *Page) cardOf(info sandbox.Info, at seen, now time.Time) card {
 		}
 	}
 	for _, s := range info.Progress {
-		one := step{Text: stepText(s.Step) + ", " + span(now.Sub(s.Since.Time)), Percent: -1}
+		one := step{Text: stepText(s.Step) + since(s.Since.Time, now), Percent: -1}
 		if s.Percent != nil {
 			one.Percent = *s.Percent
 		}
@@ -153,7 +153,7 @@ func (c *card) follow(at seen, now time.Time) {
 	case at.running:
 		c.CanOpen, c.CanSync, c.CanWake, c.CanDelete, c.Tiers = false, false, false, at.verb == "create", nil
 		if len(c.Steps) == 0 {
-			c.Steps = []step{{Text: verbText(at.verb) + ", " + span(now.Sub(at.began)), Percent: -1}}
+			c.Steps = []step{{Text: verbText(at.verb) + since(at.began, now), Percent: -1}}
 		}
 	case at.err != nil:
 		c.Failed = verbFailed(at.verb) + ": " + printable.Line(messageOf(at.err), 4*maxShown)
@@ -234,6 +234,14 @@ func ago(d time.Duration) string {
 	return span(d) + " ago"
 }
 
+// since is for how long something lasts already, if that is worth a word.
+func since(began, now time.Time) string {
+	if now.Sub(began) < time.Second {
+		return ""
+	}
+	return ", " + span(now.Sub(began))
+}
+
 func span(d time.Duration) string {
 	d = max(d, 0)
 	const day = 24 * time.Hour
@@ -249,11 +257,11 @@ func span(d time.Duration) string {
 	}
 }
 
-func count(n int64, one string) string {
+func filesText(n int64) string {
 	if n == 1 {
-		return "1 " + one
+		return "1 file"
 	}
-	return strconv.FormatInt(n, 10) + " " + one + "s"
+	return strconv.FormatInt(n, 10) + " files"
 }
 
 func bytesText(n int64) string {
