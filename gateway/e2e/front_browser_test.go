@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 )
 
@@ -109,4 +112,46 @@ func TestTheFrontPageDoesWhatAPersonNeeds(t *testing.T) {
 	p.shows("Sign in")
 	p.goTo(ui)
 	p.shows("visit is over")
+}
+
+func TestASandboxesPageGetsNothingOfTheFrontPage(t *testing.T) {
+	g := start(t)
+	g.create(t, "front", nil)
+	b := openBrowser(t)
+	front, evil := b.tab(t), b.tab(t)
+	front.signIn(g)
+	front.card("front", "Running")
+	evil.open(g, "front")
+	// What code in a sandbox can serve has no policy that holds it back.
+	if _, err := chromedp.Call(evil.ctx, page.SetBypassCSP, page.SetBypassCSPParams{Enabled: true}); err != nil {
+		t.Fatal(err)
+	}
+	evil.js(`(location.reload(), "")`)
+	evil.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
+	for what, script := range map[string]string{
+		"a request":             `fetch("TARGET/", {credentials: "include"}).then(r => "reached", e => "refused")`,
+		"the stream":            `new Promise(done => { const s = new EventSource("TARGET/ui/live", {withCredentials: true}); s.onmessage = s.onopen = () => done("reached"); s.onerror = () => done("refused"); })`,
+		"a request with a form": `fetch("TARGET/ui/sandboxes/front/delete", {method: "POST", credentials: "include", body: new URLSearchParams()}).then(r => "reached", e => "refused")`,
+		"a form nobody sees":    `fetch("TARGET/ui/sandboxes/front/delete", {method: "POST", mode: "no-cors", credentials: "include", body: new URLSearchParams()}).then(r => r.type, e => "refused")`,
+		"a form as text":        `fetch("TARGET/ui/sandboxes", {method: "POST", mode: "no-cors", credentials: "include", headers: {"Content-Type": "text/plain"}, body: "id=evil"}).then(r => r.type, e => "refused")`,
+		"a WebSocket":           `new Promise(done => { const s = new WebSocket("TARGET/ui/live".replace("http", "ws")); s.onopen = () => done("reached"); s.onerror = () => done("refused"); })`,
+		"a frame": `new Promise(done => { const f = document.createElement("iframe"); f.src = "TARGET/"; f.onload = () => {
+			let inside = "refused"; try { inside = f.contentDocument.body ? "reached" : inside } catch {} done(inside) }; document.body.append(f); })`,
+		"a window":              `new Promise(done => { const w = open("TARGET/"); setTimeout(() => { let seen = "refused"; try { seen = w.document.body ? "reached" : seen } catch {} done(w?.closed ? "refused" : seen) }, 1500); })`,
+		"the API by the cookie": `fetch("TARGET/sandboxes", {credentials: "include"}).then(r => "reached", e => "refused")`,
+	} {
+		for _, url := range []string{g.url, strings.Replace(g.url, "127.0.0.1", "localhost", 1)} {
+			if got := evil.js(strings.ReplaceAll(script, "TARGET", url)); got != "refused" && got != "opaque" {
+				t.Errorf("%s to %s: %s", what, url, got)
+			}
+		}
+	}
+	evil.js(`(["__Host-agentpod-front=tossed; Path=/; Secure", "__Host-agentpod-front=tossed; Domain=localhost; Path=/; Secure", "agentpod-front=tossed; Domain=localhost; Path=/"].forEach(c => document.cookie = c), "")`)
+	// A form that takes its visitor along.
+	evil.js(`((f => { f.method = "POST"; f.action = "` + g.url + `/ui/sandboxes/front/delete"; document.body.append(f); f.submit() })(document.createElement("form")), "")`)
+	evil.shows("page of another site asked for this")
+	front.js(`(location.reload(), "")`)
+	front.card("front", "Running")
+	g.call(t, http.MethodGet, "/sandbox/front", nil, http.StatusOK)
+	g.call(t, http.MethodGet, "/sandbox/evil", nil, http.StatusNotFound)
 }
