@@ -59,6 +59,12 @@ func CleanRequest(h http.Header) {
 	}
 }
 
+// FromBrowser says whether a page or a person in a browser makes a request, as far
+// as browsers tell: all of this decade say where a request comes from.
+func FromBrowser(r *http.Request) bool {
+	return r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Sec-Fetch-Mode") != ""
+}
+
 // Mount is where OpenCode's paths are, before the border and behind it.
 type Mount struct {
 	// Path is the request's raw path below the mount; it begins with a slash.

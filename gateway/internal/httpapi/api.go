@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -216,14 +217,30 @@ func (a *API) admit(c echo.Context) (stranger bool, err error) {
 	if r.URL.Path == "/health" || frontpage.Serves(r.URL.Path) { // the front page asks its visitors itself
 		return true, nil
 	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	sum := sha256.Sum256([]byte(strings.TrimSpace(token)))
-	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], a.token[:]) != 1 {
+	sum := sha256.Sum256([]byte(presented(r)))
+	if subtle.ConstantTimeCompare(sum[:], a.token[:]) != 1 {
 		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="agentpod"`)
 		return true, sandbox.Errorf(sandbox.CodeUnauthorized, "give the gateway's token as Authorization: Bearer TOKEN")
 	}
 	return false, nil
 }
+
+// presented is the token that a request brings. OpenCode's own clients, such as
+// opencode attach, know a password only; but no browser may send one along that it
+// was once given.
+func presented(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if strings.EqualFold(scheme, "Bearer") {
+		return strings.TrimSpace(token)
+	}
+	_, password, _ := r.BasicAuth()
+	if border.FromBrowser(r) || !openCodePath.MatchString(r.URL.Path) {
+		return ""
+	}
+	return password
+}
+
+var openCodePath = regexp.MustCompile(`^/sandbox/[^/]+/opencode(/|$)`)
 
 // syncFailed marks a request whose error has another shape: SyncFailure.
 const syncFailed = "syncFailed"

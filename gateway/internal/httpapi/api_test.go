@@ -76,21 +76,32 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 		}
 		return r
 	}
+	withPassword := func(target, header, value string) *http.Request {
+		r := request("GET", target, "localhost", "")
+		r.SetBasicAuth("opencode", "the-token")
+		if header != "" {
+			r.Header.Set(header, value)
+		}
+		return r
+	}
 	for name, c := range map[string]struct {
 		request *http.Request
 		status  int
 		code    sandbox.Code
 	}{
-		"an unknown route":       {request("GET", "/nope", "localhost", "the-token"), 404, sandbox.CodeRouteNotFound},
-		"a wrong method":         {request("PATCH", "/sandbox", "localhost", "the-token"), 405, sandbox.CodeMethodNotAllowed},
-		"no token":               {request("GET", "/sandboxes", "localhost", ""), 401, sandbox.CodeUnauthorized},
-		"a wrong token":          {request("GET", "/sandboxes", "localhost", "the-token2"), 401, sandbox.CodeUnauthorized},
-		"a foreign host":         {request("GET", "/health", "evil.test", "the-token"), 403, sandbox.CodeForbiddenHost},
-		"an unknown route alone": {request("GET", "/nope", "localhost", ""), 401, sandbox.CodeUnauthorized},
-		"a dot segment":          {request("GET", "/sandbox/a/%2e%2e/b", "gw.example.test:9", "the-token"), 400, sandbox.CodeInvalidPath},
-		"a limit that is none":   {request("GET", "/sandboxes?limit=x", "localhost", "the-token"), 400, sandbox.CodeInvalidRequest},
-		"a limit beyond the top": {request("GET", "/sandboxes?limit=101", "localhost", "the-token"), 400, sandbox.CodeInvalidRequest},
-		"a status that is none":  {request("GET", "/sandboxes?status=x", "localhost", "the-token"), 400, sandbox.CodeInvalidRequest},
+		"the token as a password elsewhere":    {withPassword("/sandboxes", "", ""), 401, sandbox.CodeUnauthorized},
+		"the token as a password in a browser": {withPassword("/sandbox/a/opencode/session", "Sec-Fetch-Site", "none"), 401, sandbox.CodeUnauthorized},
+		"the token as a password of a page":    {withPassword("/sandbox/a/opencode/session", "Origin", "http://localhost"), 401, sandbox.CodeUnauthorized},
+		"an unknown route":                     {request("GET", "/nope", "localhost", "the-token"), 404, sandbox.CodeRouteNotFound},
+		"a wrong method":                       {request("PATCH", "/sandbox", "localhost", "the-token"), 405, sandbox.CodeMethodNotAllowed},
+		"no token":                             {request("GET", "/sandboxes", "localhost", ""), 401, sandbox.CodeUnauthorized},
+		"a wrong token":                        {request("GET", "/sandboxes", "localhost", "the-token2"), 401, sandbox.CodeUnauthorized},
+		"a foreign host":                       {request("GET", "/health", "evil.test", "the-token"), 403, sandbox.CodeForbiddenHost},
+		"an unknown route alone":               {request("GET", "/nope", "localhost", ""), 401, sandbox.CodeUnauthorized},
+		"a dot segment":                        {request("GET", "/sandbox/a/%2e%2e/b", "gw.example.test:9", "the-token"), 400, sandbox.CodeInvalidPath},
+		"a limit that is none":                 {request("GET", "/sandboxes?limit=x", "localhost", "the-token"), 400, sandbox.CodeInvalidRequest},
+		"a limit beyond the top":               {request("GET", "/sandboxes?limit=101", "localhost", "the-token"), 400, sandbox.CodeInvalidRequest},
+		"a status that is none":                {request("GET", "/sandboxes?status=x", "localhost", "the-token"), 400, sandbox.CodeInvalidRequest},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := httptest.NewRecorder()
