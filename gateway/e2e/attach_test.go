@@ -45,7 +45,7 @@ func TestOpenCodesOwnTerminalAttachesOnThePath(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		_ = exec.Command("docker", "kill", name).Run() //nolint:gosec // it has no end of its own
+		_ = exec.CommandContext(context.WithoutCancel(ctx), "docker", "kill", name).Run() //nolint:gosec // it has no end of its own
 		_ = attach.Wait()
 		if t.Failed() {
 			t.Logf("the terminal was sent %q", seen.all.String())
