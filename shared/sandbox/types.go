@@ -5,6 +5,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 )
 
@@ -114,6 +115,21 @@ type Progress struct {
 	Step    Step `json:"step"`
 	Since   Time `json:"since"`
 	Percent *int `json:"percent,omitempty"`
+}
+
+// String is the step in words, with how far it is.
+func (p Progress) String() string {
+	text := map[Step]string{
+		StepQueue: "Waiting for others that start", StepOpenCode: "Starting OpenCode", StepClone: "Cloning the repository",
+		StepRestore: "Bringing its files back", StepSnapshot: "Storing its files",
+	}[p.Step]
+	if text == "" {
+		text = "Working"
+	}
+	if p.Percent != nil {
+		text += fmt.Sprintf(", %d %%", *p.Percent)
+	}
+	return text
 }
 
 // Snapshot is one of a sandbox's snapshots. Files are the regular files in it,

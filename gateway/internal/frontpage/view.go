@@ -136,7 +136,7 @@ func (p *Page) cardOf(info sandbox.Info, at seen, now time.Time) card {
 		}
 	}
 	for _, s := range info.Progress {
-		one := step{Text: stepText(s.Step) + since(s.Since.Time, now), Percent: -1}
+		one := step{Text: s.String() + since(s.Since.Time, now), Percent: -1}
 		if s.Percent != nil {
 			one.Percent = *s.Percent
 		}
@@ -186,23 +186,6 @@ func stateOf(info sandbox.Info) (text, tone string) {
 		return "Asleep, archived", "calm"
 	default:
 		return "Asleep", "calm"
-	}
-}
-
-func stepText(s sandbox.Step) string {
-	switch s {
-	case sandbox.StepQueue:
-		return "Waiting for others that start"
-	case sandbox.StepOpenCode:
-		return "Starting OpenCode"
-	case sandbox.StepClone:
-		return "Cloning the repository"
-	case sandbox.StepRestore:
-		return "Bringing its files back"
-	case sandbox.StepSnapshot:
-		return "Storing its files"
-	default:
-		return "Working"
 	}
 }
 

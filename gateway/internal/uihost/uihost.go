@@ -264,7 +264,7 @@ func (h *Host) serve(w http.ResponseWriter, r *http.Request, letIn func()) error
 	defer cancel()
 	switch {
 	case r.Method == http.MethodGet && r.Header.Get(waitingHeader) != "":
-		return h.tell(w, p.pass)
+		return h.tell(r.Context(), w, p.pass)
 	case visits(r):
 		shown, err := h.receive(w, r, p.pass, from)
 		if shown || err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
@@ -70,9 +71,10 @@ func waitingFor(info sandbox.Info) string {
 }
 
 // tell answers the waiting page.
-func (h *Host) tell(w http.ResponseWriter, p pass) error {
+func (h *Host) tell(ctx context.Context, w http.ResponseWriter, p pass) error {
 	said := struct {
 		State string `json:"state"`
+		Text  string `json:"text,omitempty"` // what it waits for
 		Error string `json:"error,omitempty"`
 	}{State: "waiting"}
 	_, running, err := h.Sandboxes.Peek(p.SandboxID)
@@ -88,10 +90,26 @@ func (h *Host) tell(w http.ResponseWriter, p pass) error {
 		if one.err != nil {
 			said.State, said.Error = "failed", messageOf(one.err)
 		}
+	default:
+		if info, err := h.Sandboxes.Get(ctx, p.SandboxID); err == nil {
+			said.Text = steps(info)
+		}
 	}
 	ownReply(w.Header(), "application/json", "default-src 'none'")
 	_ = json.NewEncoder(w).Encode(said) // a page that was left
 	return nil
+}
+
+// steps are what a sandbox is at, in words; empty if that is nothing that takes long.
+func steps(info sandbox.Info) string {
+	var all []string
+	for _, p := range info.Progress {
+		all = append(all, p.String())
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return strings.Join(all, "; ") + "."
 }
 
 func messageOf(err error) string {
