@@ -136,7 +136,7 @@ func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
 	s.Deadlines.Snapshot, s.Deadlines.Restore = cfg.SnapshotTimeout, cfg.RestoreTimeout
 	s.Idle = lifecycle.Idle{
-		Freeze: cfg.FreezeAfter, Stop: cfg.StopAfter, Archive: cfg.ArchiveAfter, Delete: cfg.DeleteAfter, MaxAwake: cfg.MaxAwake,
+		Freeze: cfg.FreezeAfter, Shrink: cfg.ShrinkAfter, Stop: cfg.StopAfter, Archive: cfg.ArchiveAfter, Delete: cfg.DeleteAfter, MaxAwake: cfg.MaxAwake,
 	}
 	return s
 }

@@ -74,7 +74,9 @@ type Config struct {
 
 	// The steps down of an idle sandbox, and how long one may claim to be busy.
 	// 0 means never.
-	FreezeAfter  time.Duration `env:"FREEZE_AFTER" envDefault:"5m"`
+	FreezeAfter time.Duration `env:"FREEZE_AFTER" envDefault:"5m"`
+	// ShrinkAfter is when what is frozen is moved to the host's swap.
+	ShrinkAfter  time.Duration `env:"SHRINK_AFTER" envDefault:"10m"`
 	StopAfter    time.Duration `env:"STOP_AFTER" envDefault:"30m"`
 	ArchiveAfter time.Duration `env:"ARCHIVE_AFTER" envDefault:"24h"`
 	DeleteAfter  time.Duration `env:"DELETE_AFTER" envDefault:"0"`
@@ -255,6 +257,7 @@ func (c *Config) validateLadder(say func(variable, shape, example string)) {
 		example  string
 	}{
 		{"FREEZE_AFTER", c.FreezeAfter, "5m"},
+		{"SHRINK_AFTER", c.ShrinkAfter, "10m"},
 		{"STOP_AFTER", c.StopAfter, "30m"},
 		{"ARCHIVE_AFTER", c.ArchiveAfter, "24h"},
 		{"DELETE_AFTER", c.DeleteAfter, "720h"},

@@ -198,7 +198,11 @@ func (r *Runtime) start(ctx context.Context, id string) (lifecycle.Container, er
 	var c lifecycle.Container
 	s := step{doing: "start the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
 	err := r.call(ctx, s, func(ctx context.Context, e *engine) error {
-		if _, err := r.owned(ctx, e, id); err != nil {
+		before, err := r.owned(ctx, e, id)
+		if err != nil {
+			return err
+		}
+		if err := r.restoreLimit(ctx, e, before); err != nil {
 			return err
 		}
 		if err := e.cli.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
@@ -277,6 +281,9 @@ func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.Stat
 		}
 		if to == lifecycle.ContainerPaused {
 			return e.cli.ContainerPause(ctx, id)
+		}
+		if err := r.restoreLimit(ctx, e, resp); err != nil {
+			return err
 		}
 		return e.cli.ContainerUnpause(ctx, id)
 	})

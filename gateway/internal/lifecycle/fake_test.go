@@ -260,6 +260,10 @@ func (w *world) Stop(ctx context.Context, id string, _ time.Duration) error {
 	return w.set(ctx, "Stop", id, ContainerExited)
 }
 
+func (w *world) Shrink(ctx context.Context, id string) error {
+	return w.set(ctx, "Shrink", id, ContainerPaused)
+}
+
 func (w *world) Pause(ctx context.Context, id string) error {
 	return w.set(ctx, "Pause", id, ContainerPaused)
 }

@@ -13,7 +13,9 @@ import (
 // Idle says after which time without activity a sandbox takes a step down the
 // ladder, counted from its last activity each; 0 means never.
 type Idle struct {
-	Freeze  time.Duration
+	Freeze time.Duration
+	// Shrink is when what is frozen is moved to swap, if there is any.
+	Shrink  time.Duration
 	Stop    time.Duration
 	Archive time.Duration
 	Delete  time.Duration
@@ -24,7 +26,7 @@ type Idle struct {
 
 // DefaultIdle are the gateway's own times.
 func DefaultIdle() Idle {
-	return Idle{Freeze: 5 * time.Minute, Stop: 30 * time.Minute, Archive: 24 * time.Hour, MaxAwake: 24 * time.Hour}
+	return Idle{Freeze: 5 * time.Minute, Shrink: 10 * time.Minute, Stop: 30 * time.Minute, Archive: 24 * time.Hour, MaxAwake: 24 * time.Hour}
 }
 
 // with are the times with a sandbox's own laid over them.
@@ -135,6 +137,7 @@ type duty struct {
 	store   bool // what was done in it
 	urgent  bool // however busy it is
 	forget  bool // delete it
+	shrink  bool
 }
 
 // dueLocked says what is due. The caller holds mu.
@@ -160,6 +163,7 @@ func (m *Manager) dueLocked(b *box, idle Idle, now time.Time, surplus bool) (d d
 	}
 	d.urgent = now.Sub(b.dirtySince) >= m.settings.PersistMost
 	d.store = running && b.dirty && !b.persisting && now.After(b.persistAfter) && (!used || d.urgent)
+	d.shrink = b.state == stateFrozen && idle.Shrink > 0 && since >= idle.Shrink && d.tier == "" && !used && !b.shrunk && now.After(b.shrinkAfter)
 	d.forget = !used && idle.Delete > 0 && since >= idle.Delete && b.state.visible() && b.state != stateCreating
 	return d
 }
@@ -170,7 +174,7 @@ func (m *Manager) lookAt(b *box, now time.Time, surplus bool) {
 	b.mu.Lock()
 	idle := m.settings.Idle.with(b.rec.Idle)
 	d := m.dueLocked(b, idle, now, surplus)
-	if b.looking || b.unreadable || d.tier == "" && !d.overdue && !d.store && !d.forget {
+	if b.looking || b.unreadable || d == (duty{urgent: d.urgent}) {
 		b.mu.Unlock()
 		return
 	}
@@ -199,6 +203,48 @@ func (m *Manager) attend(b *box, d duty, idle Idle, now time.Time) {
 		m.forgetIdle(b, idle.Delete)
 	case d.tier != "":
 		m.descend(b, d.tier, false, now)
+	case d.shrink:
+		m.shrink(b)
+	}
+}
+
+// shrinkPause is for how long a sandbox is left alone that could not be shrunk.
+const shrinkPause = 10 * time.Minute
+
+// shrink moves the memory of a frozen sandbox to swap. One at a time: it is the
+// disk's work.
+func (m *Manager) shrink(b *box) {
+	if !m.shrinking.TryLock() {
+		return // it is looked at again
+	}
+	defer m.shrinking.Unlock()
+	release, ok := b.trySerial()
+	if !ok {
+		return
+	}
+	defer release()
+	b.mu.Lock()
+	cont, still := b.cont, b.state == stateFrozen && b.held.Load() == 0
+	b.mu.Unlock()
+	if !still {
+		return
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(b.life, m.settings.Deadlines.Engine)
+	defer cancel()
+	err := m.runtime.Shrink(ctx, cont.ID)
+	b.mu.Lock()
+	if b.shrunk = err == nil; !b.shrunk {
+		b.shrinkAfter = time.Now().Add(shrinkPause)
+	}
+	b.mu.Unlock()
+	switch {
+	case err == nil:
+		m.log.Info("shrunk", "sandboxId", b.id, "duration", time.Since(began))
+	case sandbox.HasCode(err, sandbox.CodeUnsupported):
+		m.log.Debug("not shrunk", "sandboxId", b.id, "error", err)
+	case b.life.Err() == nil:
+		m.log.Warn("a frozen sandbox could not be shrunk", "sandboxId", b.id, "error", err)
 	}
 }
 

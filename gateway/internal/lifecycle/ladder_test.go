@@ -678,3 +678,49 @@ func TestASandboxThatCannotBeStoredIsStoppedWithItsDisk(t *testing.T) {
 	}
 	w.mustUse(m, "a")
 }
+
+func TestAFrozenSandboxIsShrunkOnceUntilItIsWoken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery = time.Millisecond
+		s.Idle = Idle{Shrink: 10 * time.Millisecond}
+	})
+	w.mustCreate(m, "a")
+	for round := 1; round <= 2; round++ {
+		w.mustUse(m, "a")
+		if got := w.count("Shrink"); got != round-1 {
+			t.Fatalf("shrunk %d times while it runs", got)
+		}
+		w.mustHibernate(m, "a", sandbox.TierFrozen)
+		until(t, "it is shrunk", func() bool { return w.count("Shrink") == round })
+		looked := w.count("Shrink")
+		until(t, "nobody is at it", func() bool {
+			b := m.find("a")
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.shrunk && !b.looking
+		})
+		if got := w.count("Shrink"); got != looked {
+			t.Errorf("it was shrunk again, %d times", got-looked)
+		}
+	}
+}
+
+func TestASandboxThatCannotBeShrunkIsLeftAloneAndWakes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.LookEvery = time.Millisecond
+		s.Idle = Idle{Shrink: 10 * time.Millisecond}
+	})
+	w.mustCreate(m, "a")
+	w.setFail("Shrink", sandbox.Errorf(sandbox.CodeUnsupported, "no swap"))
+	w.mustUse(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierFrozen)
+	until(t, "it was tried", func() bool { return w.count("Shrink") > 0 })
+	w.mustUse(m, "a")
+	if info, err := m.Get(t.Context(), "a"); err != nil || info.LastError != "" || info.Tier != sandbox.TierRunning {
+		t.Errorf("%+v, %v", info, err)
+	}
+}

@@ -123,6 +123,7 @@ type Manager struct {
 	work      sync.WaitGroup
 	bootSlots chan struct{}
 	occupied  atomic.Int64
+	shrinking sync.Mutex // one at a time
 	// refused counts who found no room since the last look.
 	refused atomic.Int64
 
@@ -170,6 +171,8 @@ type box struct {
 	synced        Synced    // as of the last sync
 	snapshot      *Snapshot // the newest
 	looking       bool      // lookAt is at it
+	shrunk        bool      // while it is frozen, its memory is in swap
+	shrinkAfter   time.Time // no sooner
 	nudged        bool      // Nudge is at it
 
 	gone       bool // no longer in the manager's map

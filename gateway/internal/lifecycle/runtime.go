@@ -30,6 +30,9 @@ type Runtime interface {
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	Pause(ctx context.Context, id string) error
 	Unpause(ctx context.Context, id string) error
+	// Shrink moves the memory of a paused container to swap; unsupported if there is
+	// not enough.
+	Shrink(ctx context.Context, id string) error
 	// Rename gives the container the name of another sandbox id, atomically.
 	Rename(ctx context.Context, id, sandboxID string) error
 	// Remove kills and removes the container; removing what is gone is fine.

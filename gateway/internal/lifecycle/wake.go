@@ -295,6 +295,7 @@ func (m *Manager) thaw(ctx context.Context, b *box) error {
 	}
 	b.mu.Lock()
 	cont, attached := b.cont, b.attached
+	b.shrunk = false
 	b.mu.Unlock()
 	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
