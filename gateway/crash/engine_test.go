@@ -320,6 +320,11 @@ func (e *engine) Pause(_ context.Context, id string) error {
 	return e.halt(id, lifecycle.ContainerRunning, lifecycle.ContainerPaused, syscall.SIGSTOP, lifecycle.EventPaused)
 }
 
+// Shrink implements lifecycle.Runtime.
+func (*engine) Shrink(context.Context, string) error {
+	return sandbox.Errorf(sandbox.CodeUnsupported, "processes have no swap of their own")
+}
+
 // Unpause implements lifecycle.Runtime.
 func (e *engine) Unpause(_ context.Context, id string) error {
 	return e.halt(id, lifecycle.ContainerPaused, lifecycle.ContainerRunning, syscall.SIGCONT, lifecycle.EventUnpaused)

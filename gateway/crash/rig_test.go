@@ -323,6 +323,11 @@ func (w *wire) Pause(ctx context.Context, id string) error {
 	return w.change(func() error { return w.engine.Pause(ctx, id) })
 }
 
+// Shrink implements lifecycle.Runtime.
+func (w *wire) Shrink(ctx context.Context, id string) error {
+	return w.change(func() error { return w.engine.Shrink(ctx, id) })
+}
+
 // Unpause implements lifecycle.Runtime.
 func (w *wire) Unpause(ctx context.Context, id string) error {
 	return w.change(func() error { return w.engine.Unpause(ctx, id) })

@@ -19,7 +19,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
@@ -29,6 +28,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/metrics"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -56,10 +56,7 @@ type Deps struct {
 	Webhooks    *webhook.Receiver
 	Credentials *credential.Service
 	Providers   *provider.Registry
-	// Metrics is where the figures are kept that /metrics shows; nil for a
-	// registry of the API's own.
-	Metrics   *prometheus.Registry
-	Sandboxes *sandboxes.Service
+	Sandboxes   *sandboxes.Service
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger
@@ -71,7 +68,7 @@ type API struct {
 	settings Settings
 	origins  map[string]bool
 	crossing *http.CrossOriginProtection
-	figures  *figures
+	figures  *metrics.Metrics
 	streams  streams
 	openCode *httputil.ReverseProxy
 	echo     *echo.Echo
@@ -87,7 +84,7 @@ func New(settings Settings, deps Deps) (*API, error) {
 		a.origins[origin] = true
 	}
 	var err error
-	if a.figures, err = newFigures(deps.Metrics, deps.Providers); err != nil {
+	if a.figures, err = metrics.New(availability{deps.Providers}); err != nil {
 		return nil, err
 	}
 	if a.settings.Recheck <= 0 {
@@ -181,7 +178,7 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		preflight := a.share(r, c.Response().Header())
 		who, err := a.admit(c, preflight)
 		defer func() { // also of a reply that is broken off, by a panic
-			a.figures.count(c, time.Since(began))
+			a.count(c, time.Since(began))
 			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
 				"status", c.Response().Status, "duration", time.Since(began))
 		}()

@@ -8,10 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/agentpod/agentpod/api/internal/provider"
-	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -104,19 +101,5 @@ func TestACallerWhoLeftIsCountedAsSuch(t *testing.T) {
 	w.do(r)
 	if figures := w.scrape(t); !strings.Contains(figures, `status="499"} 1`) {
 		t.Error("it is not counted")
-	}
-}
-
-func TestFiguresThatAreThereAlreadyAreAnError(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, sqlite(t), options{})
-	deps := w.api.Deps
-	deps.Metrics = prometheus.NewRegistry()
-	settings := Settings{Hosts: daemon.NewHosts("127.0.0.1:3001", nil)}
-	if _, err := New(settings, deps); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := New(settings, deps); err == nil {
-		t.Error("a registry is shared by two")
 	}
 }

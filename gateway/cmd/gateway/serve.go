@@ -79,7 +79,7 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		_ = listener.Close()
 		return err
 	}
-	api := httpapi.New(httpapi.Settings{
+	api, err := httpapi.New(httpapi.Settings{
 		Token: token, Hosts: hosts(cfg), UI: ui, Address: cfg.Public(listener.Addr().String()).String(),
 		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
 	}, httpapi.Deps{
@@ -87,7 +87,10 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		Proxy: proxy.New(links, proxy.Settings{MaxBody: int64(cfg.MaxUpload), Logger: log}),
 		Turns: &turn.Runner{Deadline: cfg.MessageTimeout, Policy: turn.Policy(cfg.PermissionPolicy), Logger: log},
 	})
-	if err := manager.Start(ctx); err != nil {
+	if err == nil {
+		err = manager.Start(ctx)
+	}
+	if err != nil {
 		_ = listener.Close()
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/agentpod/agentpod/gateway/internal/frontpage"
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
@@ -26,7 +27,9 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/uihost"
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
+	"github.com/agentpod/agentpod/shared/metrics"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Settings of the API.
@@ -61,6 +64,8 @@ type API struct {
 	carrier  *proxy.Carrier
 	ui       *uihost.Host // nil if there is none
 	front    *frontpage.Page
+	figures  *metrics.Metrics
+	stages   *prometheus.HistogramVec
 
 	// streams ends what would never end by itself when the gateway drains;
 	// turns ends the turns that nobody waits for any more.
@@ -71,9 +76,14 @@ type API struct {
 	running     sync.WaitGroup
 }
 
-// New makes the API.
-func New(settings Settings, deps Deps) *API {
-	a := &API{Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token))}
+// New makes the API. Figures are what /metrics shows besides the API's own; it
+// fails if they are there twice.
+func New(settings Settings, deps Deps, figures ...prometheus.Collector) (*API, error) {
+	a := &API{Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token)), stages: newStages()}
+	var err error
+	if a.figures, err = metrics.New(append(figures, a.stages)...); err != nil {
+		return nil, err
+	}
 	a.streams, a.stopStreams = context.WithCancelCause(context.Background())
 	a.turnsCtx, a.stopTurns = context.WithCancelCause(context.Background())
 	a.carrier = &proxy.Carrier{Sandboxes: deps.Manager, Proxy: deps.Proxy, Streams: a.streams}
@@ -90,7 +100,7 @@ func New(settings Settings, deps Deps) *API {
 	e.Pre(a.border)
 	a.routes(e)
 	a.echo = e
-	return a
+	return a, nil
 }
 
 func (a *API) routes(e *echo.Echo) {
@@ -100,6 +110,7 @@ func (a *API) routes(e *echo.Echo) {
 	e.HEAD("/health", a.health)
 	e.GET("/readyz", a.ready)
 	e.GET("/openapi.yaml", a.openapi)
+	e.GET("/metrics", a.metrics)
 	e.GET("/sandboxes", a.list)
 	e.POST("/sandbox", a.create)
 	e.GET("/sandbox/:id", a.get)
@@ -170,8 +181,10 @@ const requestIDHeader = "X-Request-Id"
 // token.
 func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		r, began := c.Request(), time.Now()
-		id := uuid.NewString()
+		began, id := time.Now(), uuid.NewString()
+		ctx, line := timeline.New(c.Request().Context())
+		r := c.Request().WithContext(ctx)
+		c.SetRequest(r)
 		// A deadline of the request before must not outlive it on the connection.
 		control := http.NewResponseController(c.Response())
 		_ = control.SetWriteDeadline(time.Time{})
@@ -189,14 +202,18 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		case !stranger:
 			_ = control.SetReadDeadline(time.Time{})
 		}
+		defer func() { // also of a reply that is broken off, by a panic
+			took := time.Since(began)
+			a.count(c, line.Stages(), took)
+			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
+				"status", c.Response().Status, "duration", took, "stages", line)
+		}()
 		if err == nil {
 			err = next(c)
 		}
 		if err != nil {
 			c.Error(err)
 		}
-		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
-			"status", c.Response().Status, "duration", time.Since(began))
 		return nil
 	}
 }

@@ -24,7 +24,11 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newAPI(log *slog.Logger) *API {
-	return New(Settings{Token: "the-token", Hosts: daemon.NewHosts("127.0.0.1:8787", []string{"gw.example.test"})}, Deps{Log: log})
+	a, err := New(Settings{Token: "the-token", Hosts: daemon.NewHosts("127.0.0.1:8787", []string{"gw.example.test"})}, Deps{Log: log})
+	if err != nil {
+		panic(err) // nothing is there twice
+	}
+	return a
 }
 
 func TestTheDocumentHasEveryRouteAndNoOther(t *testing.T) {
@@ -117,6 +121,22 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 	}
 	if strings.Contains(logged.String(), "the-token") {
 		t.Error("the token is in the log")
+	}
+}
+
+func TestTheFiguresAreForWhoHasTheToken(t *testing.T) {
+	t.Parallel()
+	a := newAPI(slog.New(slog.DiscardHandler))
+	for _, token := range []string{"", "the-token"} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil)
+		r.Host = "localhost"
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, r)
+		shown := strings.Contains(w.Body.String(), `http_requests_total{method="GET",route="none",status="401"} 1`)
+		if shown != (token != "") || shown != (w.Code == http.StatusOK) {
+			t.Errorf("with token %q: %d %s", token, w.Code, w.Body)
+		}
 	}
 }
 
