@@ -118,7 +118,7 @@ func (g *gateway) entries() func(yield func(logEntry) bool) {
 }
 
 func TestTheWebUIWorksInABrowser(t *testing.T) {
-	g := start(t, "FREEZE_AFTER=3s", "STOP_AFTER=0", "ARCHIVE_AFTER=0")
+	g := start(t, "FREEZE_AFTER=5s", "STOP_AFTER=0", "ARCHIVE_AFTER=0")
 	g.create(t, "ui", object{"gitUrl": g.git.URL()})
 	p := browse(t)
 	p.open(g, "ui")
