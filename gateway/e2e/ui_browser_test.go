@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -81,7 +82,7 @@ func (p *tab) sleepsOn(g *gateway, id, tier string) {
 
 // wakes is how often a sandbox was woken.
 func (g *gateway) wakes(id string) (n int) {
-	for entry := range g.entries() {
+	for entry := range entries(g.log()) {
 		if entry.Msg == "woken" && entry.SandboxID == id {
 			n++
 		}
@@ -92,7 +93,7 @@ func (g *gateway) wakes(id string) (n int) {
 // logged are the statuses with which the gateway answered requests for a path on a
 // sandbox's host.
 func (g *gateway) logged(id, path string) (statuses []int) {
-	for entry := range g.entries() {
+	for entry := range entries(g.log()) {
 		if entry.Msg == "request" && strings.HasPrefix(entry.Host, id+".") && entry.Path == path {
 			statuses = append(statuses, entry.Status)
 		}
@@ -105,10 +106,10 @@ type logEntry struct {
 	Status                     int
 }
 
-// entries are the gateway's log so far.
-func (g *gateway) entries() func(yield func(logEntry) bool) {
+// entries are those of a log.
+func entries(log string) iter.Seq[logEntry] {
 	return func(yield func(logEntry) bool) {
-		for line := range strings.SplitSeq(g.log(), "\n") {
+		for line := range strings.SplitSeq(log, "\n") {
 			var entry logEntry
 			if json.Unmarshal([]byte(line), &entry) == nil && !yield(entry) {
 				return
@@ -188,31 +189,49 @@ func TestSandboxesAreStrangersInABrowser(t *testing.T) {
 	one.Reload()
 	one.Wait("OpenCode's UI", ready)
 	host := two.JS("location.host")
-	attempt := func(path, script string) {
-		t.Helper()
-		got := one.JS(strings.ReplaceAll(script, "URL", host+path))
-		if strings.Contains(got, "reached") {
-			t.Errorf("%s: %s", path, got)
+	port := host[strings.LastIndex(host, ":"):]
+	// Under a path nobody else asks for. Every request must arrive, and be refused.
+	through, requests := one.Attack("http://" + host + "/attacked")
+	eventually(t, "all attacks arrive", time.Minute, func() bool { return len(g.logged("two", "/attacked")) >= requests })
+	for _, status := range g.logged("two", "/attacked") {
+		if status != http.StatusForbidden && status != http.StatusUnauthorized {
+			t.Errorf("status %d for a sibling's request", status)
 		}
-		eventually(t, path+" was asked for", 30*time.Second, func() bool { return len(g.logged("two", path)) > 0 })
-		for _, status := range g.logged("two", path) {
-			if status != http.StatusForbidden && status != http.StatusUnauthorized {
-				t.Errorf("%s: status %d", path, status)
+	}
+	// The gateway's own address, under each of its names, with what would hurt most.
+	before := len(g.log())
+	paths := []string{"/", "/sandbox/two/ui", "/sandbox/two/message"}
+	for _, base := range []string{g.url, "http://localhost" + port} {
+		for _, path := range paths {
+			got, _ := one.Attack(base + path)
+			through = append(through, got...)
+		}
+		for method, path := range map[string]string{"POST": "/sandbox", "DELETE": "/sandbox/two", "PUT": "/sandbox/two/files/a.txt"} {
+			if got := one.JS(`fetch("` + base + path + `", {method: "` + method + `", credentials: "include", body: '{"id":"three"}'}).then(r => "reached", e => "refused")`); got != "refused" {
+				through = append(through, method+" "+base+path)
 			}
 		}
 	}
-	attempt("/by-fetch", `fetch("http://URL", {credentials: "include"}).then(r => "reached", e => "refused")`)
-	attempt("/by-blind-fetch", `fetch("http://URL", {mode: "no-cors", credentials: "include"}).then(r => r.type, e => "refused")`)
-	attempt("/by-blind-post", `fetch("http://URL", {method: "POST", mode: "no-cors", credentials: "include", body: "x"}).then(r => r.type, e => "refused")`)
-	attempt("/by-socket", `new Promise(done => { const s = new WebSocket("ws://URL"); s.onopen = () => done("reached"); s.onerror = () => done("refused"); })`)
-	attempt("/by-frame", `new Promise(done => { const f = document.createElement("iframe"); f.src = "http://URL"; f.onload = () => done("loaded"); document.body.append(f); })`)
-	attempt("/by-script", `new Promise(done => { const s = document.createElement("script"); s.src = "http://URL"; s.onload = () => done("reached"); s.onerror = () => done("refused"); document.body.append(s); })`)
-	for path, url := range map[string]string{"the gateway": g.url + "/sandboxes", "a name of it": "http://localhost:" + g.url[strings.LastIndex(g.url, ":")+1:] + "/sandboxes"} {
-		if got := one.JS(`fetch("` + url + `", {credentials: "include"}).then(r => "reached", e => "refused")`); got != "refused" {
-			t.Errorf("%s was %s", path, got)
+	arrived := map[string]int{}
+	for entry := range entries(g.log()[before:]) {
+		if entry.Msg != "request" || entry.Host != "" {
+			continue
+		}
+		arrived[entry.Path]++
+		if entry.Status < http.StatusBadRequest && entry.Path != "/" { // which is for everybody to see
+			t.Errorf("a sandbox's page got a %d for %s", entry.Status, entry.Path)
 		}
 	}
-	one.JS(`(["__Host-agentpod=tossed; Domain=sandbox.localhost; Path=/; Secure", "agentpod=tossed; Domain=sandbox.localhost; Path=/", "=__Host-agentpod=tossed; Domain=sandbox.localhost; Path=/"].forEach(c => document.cookie = c), "")`)
+	for _, path := range paths {
+		if arrived[path] < requests { // by either name
+			t.Errorf("%d attacks arrived at %s", arrived[path], path)
+		}
+	}
+	if len(through) > 0 {
+		t.Errorf("a sandbox's page got through: %q", through)
+	}
+	one.Popup("http://" + host + "/by-window")
+	one.Toss("__Host-agentpod", "sandbox.localhost", "localhost")
 	two.Reload()
 	two.Wait("OpenCode's UI in spite of tossed cookies", ready)
 	if got := one.JS(`navigator.serviceWorker.register("/assets/sw.js").then(r => "registered", e => "refused")`); got != "refused" {
@@ -221,7 +240,12 @@ func TestSandboxesAreStrangersInABrowser(t *testing.T) {
 	one.JS(`(location.href = "http://` + host + `/by-visit", "")`)
 	one.Shows("This came from another site")
 	one.Shot("ui-from-a-sibling")
-	if got := g.logged("two", "/by-visit"); !slices.Equal(got, []int{http.StatusForbidden}) {
-		t.Errorf("a visit by a sibling's link: %v", got)
+	for _, path := range []string{"/by-visit", "/by-window"} {
+		if got := g.logged("two", path); !slices.Equal(got, []int{http.StatusForbidden}) {
+			t.Errorf("%s by a sibling: %v", path, got)
+		}
+	}
+	if g.tier(t, "two") != "running" || slices.Contains(g.ids(t.Context()), "three") {
+		t.Error("an attack did something")
 	}
 }

@@ -2,11 +2,11 @@ package browsertest
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
 
@@ -196,6 +197,22 @@ func (p *Tab) JS(expression string) string {
 	return out
 }
 
+// gesture runs an expression as if somebody had clicked for it.
+func (p *Tab) gesture(expression string) {
+	p.t.Helper()
+	ctx, cancel := p.step()
+	defer cancel()
+	if _, err := chromedp.Call(ctx, runtime.Evaluate, runtime.EvaluateParams{Expression: expression, UserGesture: new(true)}); err != nil {
+		p.t.Fatalf("%s: %v", expression, err)
+	}
+}
+
+// quote writes a text as JavaScript has it.
+func quote(text string) string {
+	out, _ := json.Marshal(text) // never fails for a text
+	return string(out)
+}
+
 // Wait waits until an expression is true; the page may change meanwhile.
 func (p *Tab) Wait(what, expression string) {
 	p.t.Helper()
@@ -214,24 +231,29 @@ func (p *Tab) Wait(what, expression string) {
 				p.t.Fatalf("%s: the browser has ended", what)
 			}
 			p.Shot("failed-" + strings.ReplaceAll(p.t.Name(), "/", "-"))
-			ctx, cancel := p.step()
-			defer cancel()
-			text, _ := chromedp.Run(ctx, chromedp.Evaluate[string]("location.pathname + '\\n' + document.body.innerText"))
-			p.t.Fatalf("not within %s: %s. The tab shows %s\nIts console: %v", patience, what, text, p.Console())
+			p.t.Fatalf("not within %s: %s. The tab shows %s\nIts console: %v", patience, what, p.text(), p.Console())
 		}
 	}
+}
+
+// text is what the tab shows, as far as it can be told.
+func (p *Tab) text() string {
+	ctx, cancel := p.step()
+	defer cancel()
+	text, _ := chromedp.Run(ctx, chromedp.Evaluate[string]("location.pathname + '\\n' + document.body.innerText"))
+	return text
 }
 
 // Shows waits until a text is on the page.
 func (p *Tab) Shows(text string) {
 	p.t.Helper()
-	p.Wait("the page shows "+text, "document.body.innerText.includes("+strconv.Quote(text)+")")
+	p.Wait("the page shows "+text, "document.body.innerText.includes("+quote(text)+")")
 }
 
 // Click waits until the element of a CSS selector can be clicked, and clicks it.
 func (p *Tab) Click(selector string) {
 	p.t.Helper()
-	p.Wait(selector+" can be clicked", "(e => e && !e.disabled && e.getClientRects().length)(document.querySelector("+strconv.Quote(selector)+"))")
+	p.Wait(selector+" can be clicked", "(e => e && !e.disabled && e.getClientRects().length)(document.querySelector("+quote(selector)+"))")
 	p.do("clicking "+selector, chromedp.Click(chromedp.CSS(selector)))
 }
 
@@ -267,7 +289,7 @@ func (p *Tab) Shot(name string) {
 		p.t.Errorf("taking a picture: %v", err)
 		return
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o600); err != nil { //nolint:gosec // the folder that was asked for
 		p.t.Error(err)
 	}
 }
