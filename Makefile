@@ -14,9 +14,8 @@ run: ## start gateway and API (GATEWAY_ADDR, API_ADDR, DATA_DIR) and print what 
 test: ## run every test against a real engine and image
 	@.ci/test
 
-browser: ## the web UI in headless Chromium (not part of make test yet: too uneven)
-	@command -v chromium >/dev/null || .ci/apt chromium
-	@.ci/test -tags browser -run 'Browser|Terminal'
+browser: ## the tests that drive a headless Chromium alone; pictures end up in .cache/artefacts
+	@.ci/test -run Browser
 
 bench: ## measure it beside its baselines, in about 20 minutes (docs/benchmarks.md)
 	@.ci/bench

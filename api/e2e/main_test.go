@@ -14,6 +14,7 @@ import (
 
 	"github.com/agentpod/agentpod/api/internal/store/storetest"
 	"github.com/agentpod/agentpod/shared/benchreport"
+	"github.com/agentpod/agentpod/shared/browsertest"
 )
 
 // imageEnv names the sandbox image under test; `make test` builds and sets it.
@@ -29,6 +30,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	browsertest.Become()
 	if os.Getenv(imageEnv) == "" {
 		fmt.Fprintf(os.Stderr, "e2e: %s is not set; run these tests with `make test`, which builds the sandbox image\n", imageEnv)
 		os.Exit(1)
@@ -67,6 +69,10 @@ type cleaning struct{ tests *testing.M }
 func (c cleaning) Run() int {
 	report.Begin("api", os.Getenv(imageEnv), !benching())
 	code := c.tests.Run()
+	if err := chromium.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = max(code, 1)
+	}
 	if err := sharedGateway.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = max(code, 1)

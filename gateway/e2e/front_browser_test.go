@@ -1,156 +1,136 @@
-//go:build browser
-
 package e2e
 
 import (
 	"net/http"
 	"strings"
 	"testing"
-
-	"github.com/chromedp/cdproto/emulation"
-	"github.com/chromedp/cdproto/page"
-	"github.com/chromedp/chromedp"
 )
 
 // signIn signs a tab in to the front page.
 func (p *tab) signIn(g *gateway) {
 	p.t.Helper()
-	p.goTo(g.url + "/")
-	p.click("#token")
-	p.enter(g.token + "\r")
-	p.wait("the sandboxes", `document.querySelector("#list")`)
+	p.GoTo(g.url + "/")
+	p.Click("#token")
+	p.Enter(g.token + "\r")
+	p.Wait("the sandboxes", `document.querySelector("#list")`)
 }
 
 // card waits until what is shown of a sandbox has a text.
 func (p *tab) card(id, text string) {
 	p.t.Helper()
-	p.wait(id+" says "+text, `document.querySelector("#sandbox-`+id+`")?.innerText.includes("`+text+`")`)
+	p.Wait(id+" says "+text, `document.querySelector("#sandbox-`+id+`")?.innerText.includes("`+text+`")`)
 }
 
 // press clicks a button of a sandbox's card.
 func (p *tab) press(id, key string) {
 	p.t.Helper()
-	p.click("#sandbox-" + id + ` [data-key="` + key + `"]`)
+	p.Click("#sandbox-" + id + ` [data-key="` + key + `"]`)
 }
 
 func TestTheFrontPageDoesWhatAPersonNeeds(t *testing.T) {
 	g := start(t)
-	p := openBrowser(t).tab(t)
-	p.goTo(g.url + "/")
-	p.shot("front-sign-in")
-	p.click("#token")
-	p.enter("not the token at all\r")
-	p.shows("not this gateway's token")
-	p.console() // the browser's own word on the status
+	p := browse(t)
+	p.GoTo(g.url + "/")
+	p.Shot("front-sign-in")
+	p.Click("#token")
+	p.Enter("not the token at all\r")
+	p.Shows("not this gateway's token")
+	p.Console() // the browser's own word on the status
 	p.signIn(g)
-	p.shows("There is no sandbox")
-	p.shot("front-empty")
+	p.Shows("There is no sandbox")
+	p.Shot("front-empty")
 
-	p.click("#gitUrl")
-	p.enter("file:///etc\r")
-	p.wait("what is wrong with the URL", `/gitUrl|protocol|https/.test(document.querySelector(".new .problem").innerText)`)
-	p.console()
-	p.js(`(document.querySelector("#gitUrl").value = "", "")`)
-	p.click("#gitUrl")
-	p.enter(g.git.URL())
-	p.click("#id")
-	p.enter("front\r")
+	p.Click("#gitUrl")
+	p.Enter("file:///etc\r")
+	p.Wait("what is wrong with the URL", `/gitUrl|protocol|https/.test(document.querySelector(".new .problem").innerText)`)
+	p.Console()
+	p.JS(`(document.querySelector("#gitUrl").value = "", "")`)
+	p.Click("#gitUrl")
+	p.Enter(g.git.URL())
+	p.Click("#id")
+	p.Enter("front\r")
 	p.card("front", "Being created")
-	p.shot("front-creating")
+	p.Shot("front-creating")
 	p.card("front", "Running")
-	p.shot("front-running")
+	p.Shot("front-running")
 
-	p.js(`(document.querySelector("#sandbox-front [data-key=open]").form.target = "_self", "")`)
+	p.JS(`(document.querySelector("#sandbox-front [data-key=open]").form.target = "_self", "")`)
 	p.press("front", "open")
-	p.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
+	p.Wait("OpenCode's UI", ready)
 	p.say("hello from the front page")
 
-	p.goTo(g.url + "/")
+	p.GoTo(g.url + "/")
 	p.card("front", "just now")
 	// By keyboard alone.
-	p.js(`(document.querySelector("#sandbox-front [data-key=sync]").focus(), "")`)
-	p.enter("\r")
+	p.JS(`(document.querySelector("#sandbox-front [data-key=sync]").focus(), "")`)
+	p.Enter("\r")
 	p.card("front", "Synced: ")
-	p.wait("the focus stays", `document.activeElement.dataset.key === "sync"`)
+	p.Wait("the focus stays", `document.activeElement.dataset.key === "sync"`)
 	p.press("front", "hibernate")
-	p.shot("front-menu")
+	p.Shot("front-menu")
 	p.press("front", "frozen")
 	p.card("front", "Asleep, frozen")
 	p.press("front", "hibernate")
 	p.press("front", "archived")
 	p.card("front", "Asleep, archived")
-	p.shot("front-archived")
+	p.Shot("front-archived")
 	p.press("front", "wake")
 	p.card("front", "Running")
 
-	if _, err := chromedp.Call(p.ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: 390, Height: 844, DeviceScaleFactor: 2, Mobile: true}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}}); err != nil {
-		t.Fatal(err)
-	}
-	p.shot("front-phone-dark")
-	if got := p.js("document.documentElement.scrollWidth <= innerWidth"); got != "true" {
+	p.Phone()
+	p.Shot("front-phone-dark")
+	if got := p.JS("document.documentElement.scrollWidth <= innerWidth"); got != "true" {
 		t.Error("on a phone the page is wider than the screen")
 	}
 	p.press("front", "delete")
-	p.shot("front-phone-delete")
+	p.Shot("front-phone-delete")
 	p.press("front", "delete-sure")
-	p.shows("There is no sandbox")
-	if errors := p.console(); len(errors) > 0 {
+	p.Shows("There is no sandbox")
+	if errors := p.Console(); len(errors) > 0 {
 		t.Errorf("the console has %q", errors)
 	}
 
 	g.create(t, "front", nil)
 	p.card("front", "Running")
-	p.js(`(document.querySelector("#sandbox-front [data-key=open]").form.target = "_self", "")`)
+	p.JS(`(document.querySelector("#sandbox-front [data-key=open]").form.target = "_self", "")`)
 	p.press("front", "open")
-	p.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
-	ui := p.js("location.href")
-	p.goTo(g.url + "/")
-	p.click("header button")
-	p.shows("Sign in")
-	p.goTo(ui)
-	p.shows("visit is over")
+	p.Wait("OpenCode's UI", ready)
+	ui := p.JS("location.href")
+	p.GoTo(g.url + "/")
+	p.Click("header button")
+	p.Shows("Sign in")
+	p.GoTo(ui)
+	p.Shows("visit is over")
 }
 
 func TestASandboxesPageGetsNothingOfTheFrontPage(t *testing.T) {
 	g := start(t)
 	g.create(t, "front", nil)
-	b := openBrowser(t)
-	front, evil := b.tab(t), b.tab(t)
+	front := browse(t)
+	evil := &tab{front.Beside(), t} // the same person's
 	front.signIn(g)
 	front.card("front", "Running")
 	evil.open(g, "front")
-	// What code in a sandbox can serve has no policy that holds it back.
-	if _, err := chromedp.Call(evil.ctx, page.SetBypassCSP, page.SetBypassCSPParams{Enabled: true}); err != nil {
-		t.Fatal(err)
+	evil.BypassCSP()
+	evil.Reload()
+	evil.Wait("OpenCode's UI", ready)
+	local := strings.Replace(g.url, "127.0.0.1", "localhost", 1)
+	var through []string
+	for _, path := range []string{"/", "/ui/live", "/ui/sandboxes", "/ui/sandboxes/front/delete", "/ui/sandboxes/front/open", "/ui/sign-out"} {
+		got, _ := evil.Attack(g.url + path)
+		through = append(through, got...)
 	}
-	evil.js(`(location.reload(), "")`)
-	evil.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
-	for what, script := range map[string]string{
-		"a request":             `fetch("TARGET/", {credentials: "include"}).then(r => "reached", e => "refused")`,
-		"the stream":            `new Promise(done => { const s = new EventSource("TARGET/ui/live", {withCredentials: true}); s.onmessage = s.onopen = () => done("reached"); s.onerror = () => done("refused"); })`,
-		"a request with a form": `fetch("TARGET/ui/sandboxes/front/delete", {method: "POST", credentials: "include", body: new URLSearchParams()}).then(r => "reached", e => "refused")`,
-		"a form nobody sees":    `fetch("TARGET/ui/sandboxes/front/delete", {method: "POST", mode: "no-cors", credentials: "include", body: new URLSearchParams()}).then(r => r.type, e => "refused")`,
-		"a form as text":        `fetch("TARGET/ui/sandboxes", {method: "POST", mode: "no-cors", credentials: "include", headers: {"Content-Type": "text/plain"}, body: "id=evil"}).then(r => r.type, e => "refused")`,
-		"a WebSocket":           `new Promise(done => { const s = new WebSocket("TARGET/ui/live".replace("http", "ws")); s.onopen = () => done("reached"); s.onerror = () => done("refused"); })`,
-		"a frame": `new Promise(done => { const f = document.createElement("iframe"); f.src = "TARGET/"; f.onload = () => {
-			let inside = "refused"; try { inside = f.contentDocument.body ? "reached" : inside } catch {} done(inside) }; document.body.append(f); })`,
-		"a window":              `new Promise(done => { const w = open("TARGET/"); setTimeout(() => { let seen = "refused"; try { seen = w.document.body ? "reached" : seen } catch {} done(w?.closed ? "refused" : seen) }, 1500); })`,
-		"the API by the cookie": `fetch("TARGET/sandboxes", {credentials: "include"}).then(r => "reached", e => "refused")`,
-	} {
-		for _, url := range []string{g.url, strings.Replace(g.url, "127.0.0.1", "localhost", 1)} {
-			if got := evil.js(strings.ReplaceAll(script, "TARGET", url)); got != "refused" && got != "opaque" {
-				t.Errorf("%s to %s: %s", what, url, got)
-			}
-		}
+	if len(through) > 0 {
+		t.Errorf("a sandbox's page got through: %q", through)
 	}
-	evil.js(`(["__Host-agentpod-front=tossed; Path=/; Secure", "__Host-agentpod-front=tossed; Domain=localhost; Path=/; Secure", "agentpod-front=tossed; Domain=localhost; Path=/"].forEach(c => document.cookie = c), "")`)
+	for _, url := range []string{g.url, local} {
+		evil.Popup(url + "/")
+	}
+	evil.Toss("__Host-agentpod-front", "sandbox.localhost", "localhost", "127.0.0.1")
 	// A form that takes its visitor along.
-	evil.js(`((f => { f.method = "POST"; f.action = "` + g.url + `/ui/sandboxes/front/delete"; document.body.append(f); f.submit() })(document.createElement("form")), "")`)
-	evil.shows("page of another site asked for this")
-	front.js(`(location.reload(), "")`)
+	evil.JS(`((f => { f.method = "POST"; f.action = "` + g.url + `/ui/sandboxes/front/delete"; document.body.append(f); f.submit() })(document.createElement("form")), "")`)
+	evil.Shows("page of another site asked for this")
+	front.Reload()
 	front.card("front", "Running")
 	g.call(t, http.MethodGet, "/sandbox/front", nil, http.StatusOK)
 	g.call(t, http.MethodGet, "/sandbox/evil", nil, http.StatusNotFound)

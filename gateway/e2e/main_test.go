@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/shared/benchreport"
+	"github.com/agentpod/agentpod/shared/browsertest"
 )
 
 // imageEnv names the sandbox image under test; `make test` builds and sets it.
@@ -27,12 +28,17 @@ var binary string
 //nolint:gochecknoglobals // filled by the benchmarks, written by TestMain
 var report benchreport.Report
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+// chromium is the browser of all tests that look at pages.
+//
+//nolint:gochecknoglobals // shared on purpose, closed by TestMain
+var chromium browsertest.Browser
+
+func TestMain(m *testing.M) {
+	browsertest.Become()
+	os.Exit(testMain(m))
+}
 
 func testMain(m *testing.M) int {
-	if path := os.Getenv(browserEnv); path != "" {
-		return becomeBrowser(path)
-	}
 	if os.Getenv(imageEnv) == "" {
 		fmt.Fprintf(os.Stderr, "e2e: %s is not set; run these tests with `make test`, which builds the sandbox image\n", imageEnv)
 		return 1
@@ -58,6 +64,10 @@ func testMain(m *testing.M) int {
 	}
 	report.Begin("gateway", os.Getenv(imageEnv), race)
 	code := m.Run()
+	if err := chromium.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = max(code, 1)
+	}
 	sharedFixture.close()
 	if err := report.Write(os.Stdout, os.Getenv(benchreport.DirEnv)); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

@@ -1,10 +1,9 @@
-//go:build browser
-
 package e2e
 
 import (
 	"encoding/json"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -12,9 +11,22 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/cdproto/page"
-	"github.com/chromedp/chromedp"
+	"github.com/agentpod/agentpod/shared/browsertest"
 )
+
+// tab is a tab for sandboxes' pages.
+type tab struct {
+	*browsertest.Tab
+	t *testing.T
+}
+
+func browse(t *testing.T) *tab {
+	t.Helper()
+	return &tab{chromium.Tab(t), t}
+}
+
+// ready is when OpenCode's UI can be used.
+const ready = `document.querySelector("[data-component=prompt-input]")`
 
 // elsewhere is a page of another site, such as that of the API's frontend.
 func elsewhere(t *testing.T) string {
@@ -31,108 +43,129 @@ func elsewhere(t *testing.T) string {
 // for OpenCode's UI.
 func (p *tab) open(g *gateway, id string) {
 	p.t.Helper()
-	p.goTo(elsewhere(p.t))
-	p.js(`(location.href = "` + g.ui(p.t, id) + `")`)
-	p.wait("OpenCode's UI of "+id, `document.querySelector("[data-component=prompt-input]")`)
+	p.GoTo(elsewhere(p.t))
+	p.JS(`(location.href = "` + g.ui(p.t, id) + `")`)
+	p.Wait("OpenCode's UI of "+id, ready)
 }
 
 // say types a message into OpenCode's prompt and waits for its answer.
 func (p *tab) say(text string) {
 	p.t.Helper()
-	p.wait("the models are there", `document.body.innerText.includes("Scripted")`)
-	p.click("[data-component=prompt-input]")
-	p.enter(text)
-	p.click("[data-action=prompt-submit]")
-	p.shows("echo: " + text)
+	p.Wait("the models are there", `document.body.innerText.includes("Scripted")`)
+	p.Click("[data-component=prompt-input]")
+	p.Enter(text)
+	p.Click("[data-action=prompt-submit]")
+	p.Shows("echo: " + text)
 }
 
-// sleeps puts a sandbox to sleep and waits until the open tab has asked for its
-// health, as it does all the time: it sleeps on. A tab that is still loading, such
-// as the icon of a notice, wakes it first.
-func (p *tab) sleeps(g *gateway, id, tier string) {
+// The paths of what OpenCode's UI asks for all the time.
+const (
+	probePath  = "/api/health"
+	streamPath = "/global/event"
+)
+
+// sleepsOn shows that a sandbox which sleeps is left alone by an open tab: its probe
+// of the health is answered, its one event stream goes on, and nobody wakes it.
+func (p *tab) sleepsOn(g *gateway, id, tier string) {
 	p.t.Helper()
-	for range 4 {
-		g.hibernate(p.t, id, tier)
-		before := p.probes()
-		eventually(p.t, "the tab asks for health", 40*time.Second, func() bool { return p.probes() > before })
-		if g.tier(p.t, id) == tier {
-			return
-		}
+	woken, probe, stream := g.wakes(id), p.Traffic(probePath), p.Traffic(streamPath)
+	eventually(p.t, "the tab hears of the health and of events", time.Minute, func() bool {
+		return p.Traffic(probePath).Answered > probe.Answered && p.Traffic(streamPath).Chunks > stream.Chunks
+	})
+	if now := p.Traffic(streamPath); now.Asked != stream.Asked {
+		p.t.Errorf("%s: the tab had to ask for events %d times more", tier, now.Asked-stream.Asked)
 	}
-	p.t.Errorf("an idle tab does not let the sandbox be %s", tier)
+	if got := g.tier(p.t, id); got != tier || g.wakes(id) != woken {
+		p.t.Errorf("an idle tab does not let the sandbox be %s: it is %s, and was woken %d times", tier, got, g.wakes(id)-woken)
+	}
 }
 
-func (p *tab) probes() (n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, url := range p.seen {
-		if strings.HasSuffix(url, "/health") {
+// wakes is how often a sandbox was woken.
+func (g *gateway) wakes(id string) (n int) {
+	for entry := range entries(g.log()) {
+		if entry.Msg == "woken" && entry.SandboxID == id {
 			n++
 		}
 	}
 	return n
 }
 
-func TestTheWebUIWorksInABrowser(t *testing.T) {
-	g := shared(t)
-	g.create(t, "ui", object{"gitUrl": g.git.URL()})
-	defer g.delete(t, "ui")
-	p := openBrowser(t).tab(t)
-	p.open(g, "ui")
-	p.shot("opened")
-	p.say("hello from the browser")
-	p.shot("answered")
-	p.js(`(location.reload(), "")`)
-	p.shows("echo: hello from the browser")
-	p.shot("reloaded")
-	for _, tier := range []string{"frozen", "archived"} {
-		p.sleeps(g, "ui", tier)
-		p.say("after it was " + tier)
-		p.shot("after-" + tier)
-	}
-	if errors := p.console(); len(errors) > 0 {
-		t.Errorf("the console has %q", errors)
-	}
-
-	g.hibernate(t, "ui", "stopped")
-	p.js(`(location.reload(), "")`)
-	p.shows("was asleep")
-	p.shot("waiting")
-	p.shows("echo: after it was archived")
-}
-
-func TestATerminalOfTheWebUIEchoes(t *testing.T) {
-	g := shared(t)
-	g.create(t, "ui-terminal", object{"gitUrl": g.git.URL()})
-	defer g.delete(t, "ui-terminal")
-	p := openBrowser(t).tab(t)
-	p.open(g, "ui-terminal")
-	p.say("a session")
-	p.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '`', code: 'Backquote', ctrlKey: true, bubbles: true, cancelable: true}))")
-	eventually(t, "the shell prompts", time.Minute, func() bool { return strings.Contains(p.received(), "$ ") })
-	p.click("[data-component=terminal]")
-	p.enter("echo $((6*7))-echoed\r")
-	eventually(t, "the terminal echoes", time.Minute, func() bool { return strings.Contains(p.received(), "42-echoed") })
-	p.shot("terminal")
-	if errors := p.console(); len(errors) > 0 {
-		t.Errorf("the console has %q", errors)
-	}
-	p.sleeps(g, "ui-terminal", "archived")
-}
-
 // logged are the statuses with which the gateway answered requests for a path on a
 // sandbox's host.
 func (g *gateway) logged(id, path string) (statuses []int) {
-	for line := range strings.SplitSeq(g.log(), "\n") {
-		var entry struct {
-			Msg, Host, Path string
-			Status          int
-		}
-		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "request" && strings.HasPrefix(entry.Host, id+".") && entry.Path == path {
+	for entry := range entries(g.log()) {
+		if entry.Msg == "request" && strings.HasPrefix(entry.Host, id+".") && entry.Path == path {
 			statuses = append(statuses, entry.Status)
 		}
 	}
 	return statuses
+}
+
+type logEntry struct {
+	Msg, Host, Path, SandboxID string
+	Status                     int
+}
+
+// entries are those of a log.
+func entries(log string) iter.Seq[logEntry] {
+	return func(yield func(logEntry) bool) {
+		for line := range strings.SplitSeq(log, "\n") {
+			var entry logEntry
+			if json.Unmarshal([]byte(line), &entry) == nil && !yield(entry) {
+				return
+			}
+		}
+	}
+}
+
+func TestTheWebUIWorksInABrowser(t *testing.T) {
+	g := start(t, "FREEZE_AFTER=5s", "STOP_AFTER=0", "ARCHIVE_AFTER=0")
+	g.create(t, "ui", object{"gitUrl": g.git.URL()})
+	p := browse(t)
+	p.open(g, "ui")
+	p.Shot("ui-opened")
+	p.say("hello from the browser")
+	p.Shot("ui-answered")
+	p.Reload()
+	p.Shows("echo: hello from the browser")
+	p.Shot("ui-reloaded")
+
+	p.JS("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '`', code: 'Backquote', ctrlKey: true, bubbles: true, cancelable: true}))")
+	eventually(t, "the shell prompts", time.Minute, func() bool { return strings.Contains(p.Received(), "$ ") })
+	p.Click("[data-component=terminal]")
+	p.Enter("echo $((6*7))-echoed\r")
+	eventually(t, "the terminal echoes", time.Minute, func() bool { return strings.Contains(p.Received(), "42-echoed") })
+	p.Shot("ui-terminal")
+
+	// It falls asleep by itself once the tab has loaded all that it wants: from then
+	// on the tab is idle.
+	asleep := func() {
+		t.Helper()
+		eventually(t, "the sandbox of an idle tab is frozen", 2*time.Minute, func() bool { return g.tier(t, "ui") == "frozen" })
+	}
+	asleep()
+	p.sleepsOn(g, "ui", "frozen")
+	events := p.Traffic(streamPath).Asked
+	p.say("after it was frozen")
+	p.Shot("ui-after-frozen")
+	asleep()
+	g.hibernate(t, "ui", "archived")
+	p.sleepsOn(g, "ui", "archived")
+	p.say("after it was archived")
+	p.Shot("ui-after-archived")
+	if n := p.Traffic(streamPath).Asked - events; n > 0 {
+		t.Errorf("the event stream broke off: it was asked for %d times more", n)
+	}
+	if errors := p.Console(); len(errors) > 0 {
+		t.Errorf("the console has %q", errors)
+	}
+
+	asleep()
+	g.hibernate(t, "ui", "stopped")
+	p.Reload()
+	p.Shows("was asleep")
+	p.Shot("ui-waiting")
+	p.Shows("echo: after it was archived")
 }
 
 func TestSandboxesAreStrangersInABrowser(t *testing.T) {
@@ -141,58 +174,78 @@ func TestSandboxesAreStrangersInABrowser(t *testing.T) {
 	defer g.delete(t, "one")
 	g.create(t, "two", nil)
 	defer g.delete(t, "two")
-	b := openBrowser(t)
-	one, two := b.tab(t), b.tab(t)
+	one := browse(t)
+	two := &tab{one.Beside(), t}
 	one.open(g, "one")
 	two.open(g, "two")
-	if got := one.js(`(localStorage.setItem("mine", "one"), document.cookie = "mine=one", document.cookie)`); strings.Contains(got, "agentpod") {
+	if got := one.JS(`(localStorage.setItem("mine", "one"), document.cookie = "mine=one", document.cookie)`); strings.Contains(got, "agentpod") {
 		t.Errorf("a page can read %q", got)
 	}
-	if got := two.js(`localStorage.getItem("mine") + document.cookie`); strings.Contains(got, "one") || strings.Contains(got, "agentpod") {
+	if got := two.JS(`localStorage.getItem("mine") + document.cookie`); strings.Contains(got, "one") || strings.Contains(got, "agentpod") {
 		t.Errorf("the other sandbox sees %q", got)
 	}
 
-	// What code in a sandbox can serve has no policy that holds it back.
-	if _, err := chromedp.Call(one.ctx, page.SetBypassCSP, page.SetBypassCSPParams{Enabled: true}); err != nil {
-		t.Fatal(err)
-	}
-	one.js(`(location.reload(), "")`)
-	one.wait("OpenCode's UI", `document.querySelector("[data-component=prompt-input]")`)
-	host := two.js("location.host")
-	attempt := func(path, script string) {
-		t.Helper()
-		got := one.js(strings.ReplaceAll(script, "URL", host+path))
-		if strings.Contains(got, "reached") {
-			t.Errorf("%s: %s", path, got)
+	one.BypassCSP()
+	one.Reload()
+	one.Wait("OpenCode's UI", ready)
+	host := two.JS("location.host")
+	port := host[strings.LastIndex(host, ":"):]
+	// Under a path nobody else asks for. Every request must arrive, and be refused.
+	through, requests := one.Attack("http://" + host + "/attacked")
+	eventually(t, "all attacks arrive", time.Minute, func() bool { return len(g.logged("two", "/attacked")) >= requests })
+	for _, status := range g.logged("two", "/attacked") {
+		if status != http.StatusForbidden && status != http.StatusUnauthorized {
+			t.Errorf("status %d for a sibling's request", status)
 		}
-		eventually(t, path+" was asked for", 30*time.Second, func() bool { return len(g.logged("two", path)) > 0 })
-		for _, status := range g.logged("two", path) {
-			if status != http.StatusForbidden && status != http.StatusUnauthorized {
-				t.Errorf("%s: status %d", path, status)
+	}
+	// The gateway's own address, under each of its names, with what would hurt most.
+	before := len(g.log())
+	paths := []string{"/", "/sandbox/two/ui", "/sandbox/two/message"}
+	for _, base := range []string{g.url, "http://localhost" + port} {
+		for _, path := range paths {
+			got, _ := one.Attack(base + path)
+			through = append(through, got...)
+		}
+		for method, path := range map[string]string{"POST": "/sandbox", "DELETE": "/sandbox/two", "PUT": "/sandbox/two/files/a.txt"} {
+			if got := one.JS(`fetch("` + base + path + `", {method: "` + method + `", credentials: "include", body: '{"id":"three"}'}).then(r => "reached", e => "refused")`); got != "refused" {
+				through = append(through, method+" "+base+path)
 			}
 		}
 	}
-	attempt("/by-fetch", `fetch("http://URL", {credentials: "include"}).then(r => "reached", e => "refused")`)
-	attempt("/by-blind-fetch", `fetch("http://URL", {mode: "no-cors", credentials: "include"}).then(r => r.type, e => "refused")`)
-	attempt("/by-blind-post", `fetch("http://URL", {method: "POST", mode: "no-cors", credentials: "include", body: "x"}).then(r => r.type, e => "refused")`)
-	attempt("/by-socket", `new Promise(done => { const s = new WebSocket("ws://URL"); s.onopen = () => done("reached"); s.onerror = () => done("refused"); })`)
-	attempt("/by-frame", `new Promise(done => { const f = document.createElement("iframe"); f.src = "http://URL"; f.onload = () => done("loaded"); document.body.append(f); })`)
-	attempt("/by-script", `new Promise(done => { const s = document.createElement("script"); s.src = "http://URL"; s.onload = () => done("reached"); s.onerror = () => done("refused"); document.body.append(s); })`)
-	for path, url := range map[string]string{"the gateway": g.url + "/sandboxes", "a name of it": "http://localhost:" + g.url[strings.LastIndex(g.url, ":")+1:] + "/sandboxes"} {
-		if got := one.js(`fetch("` + url + `", {credentials: "include"}).then(r => "reached", e => "refused")`); got != "refused" {
-			t.Errorf("%s was %s", path, got)
+	arrived := map[string]int{}
+	for entry := range entries(g.log()[before:]) {
+		if entry.Msg != "request" || entry.Host != "" {
+			continue
+		}
+		arrived[entry.Path]++
+		if entry.Status < http.StatusBadRequest && entry.Path != "/" { // which is for everybody to see
+			t.Errorf("a sandbox's page got a %d for %s", entry.Status, entry.Path)
 		}
 	}
-	one.js(`(["__Host-agentpod=tossed; Domain=sandbox.localhost; Path=/; Secure", "agentpod=tossed; Domain=sandbox.localhost; Path=/", "=__Host-agentpod=tossed; Domain=sandbox.localhost; Path=/"].forEach(c => document.cookie = c), "")`)
-	two.js(`(location.reload(), "")`)
-	two.wait("OpenCode's UI in spite of tossed cookies", `document.querySelector("[data-component=prompt-input]")`)
-	if got := one.js(`navigator.serviceWorker.register("/assets/sw.js").then(r => "registered", e => "refused")`); got != "refused" {
+	for _, path := range paths {
+		if arrived[path] < requests { // by either name
+			t.Errorf("%d attacks arrived at %s", arrived[path], path)
+		}
+	}
+	if len(through) > 0 {
+		t.Errorf("a sandbox's page got through: %q", through)
+	}
+	one.Popup("http://" + host + "/by-window")
+	one.Toss("__Host-agentpod", "sandbox.localhost", "localhost")
+	two.Reload()
+	two.Wait("OpenCode's UI in spite of tossed cookies", ready)
+	if got := one.JS(`navigator.serviceWorker.register("/assets/sw.js").then(r => "registered", e => "refused")`); got != "refused" {
 		t.Errorf("a service worker was %s", got)
 	}
-	one.js(`(location.href = "http://` + host + `/by-visit", "")`)
-	one.shows("This came from another site")
-	one.shot("from-a-sibling")
-	if got := g.logged("two", "/by-visit"); !slices.Equal(got, []int{http.StatusForbidden}) {
-		t.Errorf("a visit by a sibling's link: %v", got)
+	one.JS(`(location.href = "http://` + host + `/by-visit", "")`)
+	one.Shows("This came from another site")
+	one.Shot("ui-from-a-sibling")
+	for _, path := range []string{"/by-visit", "/by-window"} {
+		if got := g.logged("two", path); !slices.Equal(got, []int{http.StatusForbidden}) {
+			t.Errorf("%s by a sibling: %v", path, got)
+		}
+	}
+	if g.tier(t, "two") != "running" || slices.Contains(g.ids(t.Context()), "three") {
+		t.Error("an attack did something")
 	}
 }

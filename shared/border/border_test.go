@@ -115,15 +115,31 @@ func TestAReplyIsCutUntilItIsReleased(t *testing.T) {
 
 func TestAnUpgradedConnectionEndsWithItsLastWords(t *testing.T) {
 	t.Parallel()
+	parting := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		out := border.NewWriter(r.Context(), w, func() {})
+		told := 0
+		out := border.NewWriter(r.Context(), w, func() { told++ })
 		defer out.Release()
-		out.Parting = func() []byte { return []byte("farewell") }
-		c, _, err := out.Hijack()
-		if err != nil {
+		var c net.Conn
+		hear := func(want int) {
+			if _, err := io.ReadFull(c, make([]byte, 5)); err != nil || told != want {
+				t.Errorf("told %d times of what came, want %d; %v", told, want, err)
+			}
+		}
+		out.Parting = func() []byte {
+			close(parting)
+			hear(1) // the client's answer is no sign of somebody at work
+			return []byte("farewell")
+		}
+		var err error
+		if c, _, err = out.Hijack(); err != nil {
 			t.Error(err)
 			return
 		}
+		if _, err := io.WriteString(c, "hello"); err != nil {
+			t.Error(err)
+		}
+		hear(1)
 		_ = c.Close()
 	}))
 	defer server.Close()
@@ -133,6 +149,16 @@ func TestAnUpgradedConnectionEndsWithItsLastWords(t *testing.T) {
 	}
 	defer func() { _ = c.Close() }()
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "typed"); err != nil {
+		t.Fatal(err)
+	}
+	<-parting
+	if _, err := io.WriteString(c, "close"); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(c); err != nil || string(got) != "farewell" {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -69,7 +70,7 @@ type Writer struct {
 
 // NewWriter returns a Writer on w that ends with ctx. Input, unless it is nil, is
 // called when bytes come from the client of an upgraded connection, before they
-// go on; it must return at once.
+// go on, but not for its answer to the parting words; it must return at once.
 func NewWriter(ctx context.Context, w http.ResponseWriter, input func()) *Writer {
 	return &Writer{ResponseWriter: w, ctx: ctx, input: input}
 }
@@ -133,7 +134,7 @@ func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	w.started = true
 	w.atEnd(func() { _ = c.Close() })
 	if w.input != nil {
-		c = &heard{c, w.input, w.Parting}
+		c = &heard{Conn: c, input: w.input, parting: w.Parting}
 	}
 	return c, rw, nil
 }
@@ -143,10 +144,12 @@ type heard struct {
 	net.Conn
 	input   func()
 	parting func() []byte
+	over    atomic.Bool // what comes now is the answer to our farewell
 }
 
 // Close sends what is to be said last, and closes.
 func (h *heard) Close() error {
+	h.over.Store(true)
 	if h.parting != nil {
 		if last := h.parting(); len(last) > 0 {
 			_ = h.SetWriteDeadline(time.Now().Add(time.Second))
@@ -159,7 +162,7 @@ func (h *heard) Close() error {
 // Read reads, and tells of what came.
 func (h *heard) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
-	if n > 0 {
+	if n > 0 && !h.over.Load() {
 		h.input()
 	}
 	return n, err

@@ -414,6 +414,7 @@ func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, f
 	if err != nil {
 		return resp, err
 	}
+	var reached sandbox.Info
 	err = m.serially(ctx, b, false, func(ctx context.Context) error {
 		m.refresh(ctx, b)
 		if !force && !b.unused(ctx) {
@@ -423,13 +424,14 @@ func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, f
 		if !force && m.claimsBusy(ctx, b) {
 			return busyError(id)
 		}
-		return m.settle(ctx, b, tier, force, decided)
+		err := m.settle(ctx, b, tier, force, decided)
+		reached, _ = b.info() // before a request that waits already wakes it
+		return err
 	})
 	if err != nil {
 		return resp, err
 	}
-	info, _ := b.info()
-	return sandbox.HibernateResponse{Success: true, SandboxID: id, Status: info.Status, Tier: info.Tier}, nil
+	return sandbox.HibernateResponse{Success: true, SandboxID: id, Status: reached.Status, Tier: reached.Tier}, nil
 }
 
 func busyError(id string) error {

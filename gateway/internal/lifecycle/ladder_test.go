@@ -584,6 +584,23 @@ func TestWhoLeavesDuringAWakeDoesNotKeepTheSandboxAwake(t *testing.T) {
 	})
 }
 
+func TestAHibernationTellsWhatItReachedThoughSomebodyWaitsToWakeIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	for range 20 { // whoever waits is not always the first to go on
+		entered, release := w.hold("RemoveVolume")
+		var group sync.WaitGroup
+		group.Go(func() { w.mustHibernate(m, "a", sandbox.TierArchived) })
+		<-entered
+		group.Go(func() { w.mustUse(m, "a") })
+		until(t, "a request waits", func() bool { return m.find("a").held.Load() > 0 })
+		release()
+		group.Wait()
+	}
+}
+
 func TestADiskThatIsMissingForAWhileIsNotGivenUp(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

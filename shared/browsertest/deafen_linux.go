@@ -1,21 +1,16 @@
-package e2e
+package browsertest
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// browserEnv makes this program the browser that it names.
-const browserEnv = "AGENTPOD_TEST_BROWSER"
-
-// becomeBrowser replaces this process by a browser that cannot hear of changes of
-// the network. Each container that starts or ends is one, and a browser drops all
-// its connections then. It returns only if that fails.
-func becomeBrowser(path string) int {
+// deafen refuses this thread, and the program that it executes, the sockets through
+// which the kernel tells of changes of the network.
+func deafen() error {
 	runtime.LockOSThread() // a filter is the thread's that sets it, and this one goes on
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
@@ -32,14 +27,10 @@ func becomeBrowser(path string) int {
 	}
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		fmt.Fprintln(os.Stderr, "browser:", err)
-		return 1
+		return fmt.Errorf("giving up privileges: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0); err != nil { //nolint:gosec // the call takes an address
-		fmt.Fprintln(os.Stderr, "browser:", err)
-		return 1
+		return fmt.Errorf("setting a filter: %w", err)
 	}
-	err := unix.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
-	fmt.Fprintln(os.Stderr, "browser:", err)
-	return 1
+	return nil
 }
