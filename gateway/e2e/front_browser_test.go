@@ -27,7 +27,7 @@ func (p *tab) press(id, key string) {
 	p.Click("#sandbox-" + id + ` [data-key="` + key + `"]`)
 }
 
-func TestTheFrontPageDoesWhatAPersonNeeds(t *testing.T) {
+func TestTheFrontPageWorksInABrowser(t *testing.T) {
 	g := start(t)
 	p := browse(t)
 	p.GoTo(g.url + "/")
@@ -103,7 +103,7 @@ func TestTheFrontPageDoesWhatAPersonNeeds(t *testing.T) {
 	p.Shows("visit is over")
 }
 
-func TestASandboxesPageGetsNothingOfTheFrontPage(t *testing.T) {
+func TestSandboxesGetNothingOfTheFrontPageInABrowser(t *testing.T) {
 	g := start(t)
 	g.create(t, "front", nil)
 	front := browse(t)
