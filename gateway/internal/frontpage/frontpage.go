@@ -173,7 +173,7 @@ func (p *Page) home(w http.ResponseWriter, r *http.Request) {
 	if s == nil {
 		v := signInView{}
 		if r.URL.Query().Has(greeting) {
-			v.Problem = "Your browser did not keep the sign-in. It does so only over https, or on the machine itself (http://127.0.0.1 or http://localhost)."
+			v.Problem = "Your browser did not keep the sign-in. It does so only over https, or on the machine itself (http://127.0.0.1 or http://localhost), and Safari only over https."
 		}
 		p.render(w, http.StatusOK, "sign-in", v)
 		return
@@ -197,7 +197,11 @@ func (p *Page) signIn(w http.ResponseWriter, r *http.Request) {
 		p.render(w, http.StatusUnauthorized, "sign-in", signInView{Problem: "That is not this gateway's token."})
 		return
 	}
-	http.SetCookie(w, p.sessions.begin())
+	// Who is signed in already, in another tab, stays so: a second session would hide
+	// the first from the sign-out, with what it has opened.
+	if p.sessions.of(r) == nil {
+		http.SetCookie(w, p.sessions.begin())
+	}
 	http.Redirect(w, r, "/?"+greeting, http.StatusSeeOther)
 }
 
