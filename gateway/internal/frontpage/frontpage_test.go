@@ -381,9 +381,13 @@ func TestWhatTakesLongGoesOnWithoutItsRequest(t *testing.T) {
 	if !strings.HasPrefix(id, "my-project-") || sandbox.CheckID(id) != nil || !strings.HasSuffix(call, " "+Owner+" https://git.example/you/My_Project.git dev") {
 		t.Errorf("called %q", call)
 	}
+	begun := running(id)
+	begun.Status = sandbox.StatusCreating
+	f.boxes.set(begun)
 	if resp, _ := f.send(http.MethodPost, "/ui/sandboxes/"+id+"/sync", nil, nil); resp.StatusCode != http.StatusConflict {
 		t.Errorf("a second thing at once: %d", resp.StatusCode)
 	}
+	f.boxes.set()
 	f.boxes.mu.Lock()
 	f.boxes.fail = sandbox.Errorf(sandbox.CodeCloneFailed, "git clone failed: <b>no</b>")
 	close(f.boxes.hold)
@@ -433,6 +437,11 @@ func TestEveryButtonDoesWhatItSays(t *testing.T) {
 		f.page(c.says)
 		if calls := f.boxes.called(); calls[len(calls)-1] != c.call {
 			t.Errorf("%s called %q", c.verb, calls)
+		}
+	}
+	for _, verb := range []string{"wake", "sync", "hibernate", "delete"} {
+		if resp, _ := f.send(http.MethodPost, "/ui/sandboxes/gone/"+verb, nil, nil); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s of what is gone: %d", verb, resp.StatusCode)
 		}
 	}
 	if resp, _ := f.send(http.MethodPost, "/ui/sandboxes/demo/explode", nil, nil); resp.StatusCode != http.StatusNotFound {
