@@ -569,6 +569,23 @@ func TestWhatIsPushedToAnotherPageIsNotCalledDeleted(t *testing.T) {
 	}
 }
 
+func TestWhatIsBeingCreatedIsOnTheFirstPage(t *testing.T) {
+	f := newFixture(t)
+	f.signIn()
+	var all []sandbox.Info
+	for i := range perPage + 1 {
+		all = append(all, running(fmt.Sprintf("box-%02d", i)))
+	}
+	f.boxes.set(all...)
+	f.boxes.hold = make(chan struct{})
+	f.send(http.MethodPost, "/ui/sandboxes", url.Values{"id": {"last-of-all"}}, nil)
+	if body := f.page("Being created"); !strings.Contains(body, `id="sandbox-last-of-all"`) || !strings.Contains(body, "?after=box-49") {
+		t.Errorf("the page has\n%s", body)
+	}
+	close(f.boxes.hold)
+	f.page("Next page")
+}
+
 func TestTheLogHasWhyAnActionFailed(t *testing.T) {
 	f := newFixture(t)
 	f.signIn()
