@@ -120,6 +120,7 @@ func TestTheFrontPageDoesNotDisturbWhoUsesIt(t *testing.T) {
 	g := start(t)
 	p := openBrowser(t).tab(t)
 	p.signIn(g)
+	p.wait("the script", `typeof stream === "object" && stream`)
 	// The stream is out of the way: the test says what comes.
 	p.js(`(stream.close(), globalThis.card = (version, inside) => show({id: "x", before: "", html:
 		'<li id="sandbox-x" data-version="' + version + '" data-state="x: ' + (version > 3 ? "B" : "A") + '"><h3 tabindex="-1" data-key="name">x</h3> ' + inside +
