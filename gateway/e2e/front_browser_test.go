@@ -103,6 +103,46 @@ func TestTheFrontPageWorksInABrowser(t *testing.T) {
 	p.Shows("visit is over")
 }
 
+// Cards change once a second while a sandbox is at something. Who is about to press a
+// button, or listens to the page, must not notice.
+func TestTheFrontPageDoesNotDisturbWhoUsesItInABrowser(t *testing.T) {
+	g := start(t)
+	p := browse(t)
+	p.signIn(g)
+	p.Wait("the script", `typeof stream === "object" && stream`)
+	// The stream is out of the way: the test says what comes.
+	p.JS(`(stream.close(), globalThis.card = (version, inside) => show({id: "x", before: "", html:
+		'<li id="sandbox-x" data-version="' + version + '" data-state="x: ' + (version > 3 ? "B" : "A") + '"><h3 tabindex="-1" data-key="name">x</h3> ' + inside +
+		' <p role="alert" data-key="refusal" hidden></p></li>'}), globalThis.at = () => document.activeElement.dataset.key ?? "", "")`)
+	for _, step := range []struct{ what, script, want string }{
+		{"a new card is announced", `(card(1, '<p data-key="failed">no</p> <form action="/s"><button data-key="sync">S</button></form> <details data-key="m"><summary data-key="menu">M</summary></details>'), said.textContent)`, "x: A"},
+		{"what is open and busy", `(globalThis.kept = [...document.querySelectorAll("#sandbox-x p, #sandbox-x button, #sandbox-x summary")], kept[1].focus(), kept[1].ariaBusy = "true",
+			document.querySelector("#sandbox-x details").open = true, said.textContent = "", at())`, "sync"},
+		{"stays, as the same elements, when something else comes", `(card(2, '<div>1 s</div> <p data-key="failed">no</p> <form action="/w"><button data-key="wake">W</button></form> <form action="/s"><button data-key="sync">S</button></form> <details data-key="m"><summary data-key="menu">M</summary></details>'),
+			[kept.every(e => e.isConnected), at(), kept[1].ariaBusy, document.querySelector("#sandbox-x details").open, document.querySelectorAll("#sandbox-x form").length, said.textContent].join())`, "true,sync,true,true,2,"},
+		{"who pressed what is gone is at the name", `(card(3, '<div>2 s</div>'), at())`, "name"},
+		{"and back when it is there again, and is told what was done", `(document.querySelector("#sandbox-x").dataset.done = "", card(4, '<form action="/s"><button data-key="sync">S</button></form>'), at() + said.textContent)`, "syncx: B"},
+		{"what is wrong stays", `(document.querySelector("#sandbox-x [data-key=refusal]").hidden = false, card(5, ''), document.querySelector("#sandbox-x [data-key=refusal]").hidden)`, "false"},
+		{"what is on another page now is not called deleted", `(said.textContent = "", remove({id: "x"}), said.textContent + document.activeElement.id)`, "list"},
+		{"nobody looks, nothing is asked for", `(watch(), Object.defineProperty(document, "hidden", {value: true, configurable: true}), globalThis.was = stream, document.dispatchEvent(new Event("visibilitychange")), was.readyState + "" + stream)`, "2null"},
+		{"until somebody does", `(delete document.hidden, document.dispatchEvent(new Event("visibilitychange")), stream.readyState)`, "0"},
+	} {
+		if got := p.JS(step.script); got != step.want {
+			t.Errorf("%s: %q, want %q", step.what, got, step.want)
+		}
+	}
+	g.create(t, "front", nil)
+	p.card("front", "Running")
+	// By keyboard, out of a menu.
+	p.JS(`((m => { m.open = true; m.querySelector("button").focus() })(document.querySelector("#sandbox-front [data-key=hibernate-menu]")), "")`)
+	p.Enter("\r")
+	p.card("front", "Asleep, frozen")
+	p.Wait("the focus is in the card", `document.activeElement.closest("#sandbox-front")`)
+	if errors := p.Console(); len(errors) > 0 {
+		t.Errorf("the console has %q", errors)
+	}
+}
+
 func TestSandboxesGetNothingOfTheFrontPageInABrowser(t *testing.T) {
 	g := start(t)
 	g.create(t, "front", nil)

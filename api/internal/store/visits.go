@@ -43,7 +43,7 @@ func (v *Visits) Over(ctx context.Context, now time.Time, limit int) ([]task.Ove
 		Joins("LEFT JOIN sessions ON sessions.id = ui_visits.session_id AND sessions.expires_at > ?", at(now)).
 		Joins("LEFT JOIN users ON users.id = sessions.user_id AND NOT users.banned").
 		Where("users.id IS NULL OR ui_visits.until <= ?", at(now)).
-		Limit(limit).Find(&rows).Error
+		Order("RANDOM()").Limit(limit).Find(&rows).Error // so that those which cannot be ended now do not hide the rest
 	return rows, failed("listing visits that are over", err, nil, nil)
 }
 

@@ -59,6 +59,15 @@ func TestAVisitIsOverWithItsSessionItsUserAndItsTime(t *testing.T) {
 		if got := over(noon().Add(time.Minute), 2); strings.Count(got, "/") != 2 {
 			t.Errorf("of at most two: %s", got)
 		}
+		seen := map[string]bool{}
+		for range 1000 {
+			if seen[over(noon().Add(time.Minute), 1)] = true; len(seen) == 6 {
+				break
+			}
+		}
+		if len(seen) != 6 {
+			t.Errorf("one at a time only %v are found", seen)
+		}
 		// One that was put again meanwhile is another.
 		want(t, visits.Put(ctx, task.Visit{SessionID: "good", SandboxID: "other", Until: until}), nil)
 		want(t, visits.Delete(ctx, task.Visit{SessionID: "good", SandboxID: "other", Until: noon().Add(time.Minute)}), nil)

@@ -126,6 +126,10 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, s *session) error {
 	default:
 		return sandbox.Errorf(sandbox.CodeRouteNotFound, "there is no such action")
 	}
+	// There would be no card to say it on.
+	if _, err := p.Sandboxes.Whose(id); err != nil {
+		return err //nolint:wrapcheck // it is for the caller
+	}
 	if _, err := p.jobs.start(id, verb, do); err != nil {
 		return err
 	}

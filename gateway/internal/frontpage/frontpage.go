@@ -79,7 +79,7 @@ func New(settings Settings, deps Deps) *Page {
 		Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token)),
 		guard: http.NewCrossOriginProtection(), mux: http.NewServeMux(),
 	}
-	p.jobs.init()
+	p.jobs.init(deps.Log)
 	p.mux.HandleFunc("GET /{$}", p.home)
 	p.mux.HandleFunc("POST /ui/sign-in", p.signIn)
 	p.mux.HandleFunc("POST /ui/sign-out", p.signedIn(p.signOut))
@@ -95,9 +95,12 @@ func New(settings Settings, deps Deps) *Page {
 // Serves says whether a path is the front page's.
 func Serves(path string) bool { return path == "/" || strings.HasPrefix(path, "/ui/") }
 
-// Close ends what was begun here and waits for that, no longer than ctx. What a
-// sandbox is at goes on without it.
-func (p *Page) Close(ctx context.Context) error { return p.jobs.close(ctx) }
+// Close signs everybody out, ends what was begun here and waits for that, no longer
+// than ctx. What a sandbox is at goes on without it.
+func (p *Page) Close(ctx context.Context) error {
+	p.sessions.close()
+	return p.jobs.close(ctx)
+}
 
 // ServeHTTP serves a request for a path that Serves, whose Host header was checked.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -170,7 +173,7 @@ func (p *Page) home(w http.ResponseWriter, r *http.Request) {
 	if s == nil {
 		v := signInView{}
 		if r.URL.Query().Has(greeting) {
-			v.Problem = "Your browser did not keep the sign-in. It does so only over https, or on the machine itself (http://127.0.0.1 or http://localhost)."
+			v.Problem = "Your browser did not keep the sign-in. It does so only over https, or on the machine itself (http://127.0.0.1 or http://localhost), and Safari only over https."
 		}
 		p.render(w, http.StatusOK, "sign-in", v)
 		return
@@ -194,7 +197,11 @@ func (p *Page) signIn(w http.ResponseWriter, r *http.Request) {
 		p.render(w, http.StatusUnauthorized, "sign-in", signInView{Problem: "That is not this gateway's token."})
 		return
 	}
-	http.SetCookie(w, p.sessions.begin())
+	// Who is signed in already, in another tab, stays so: a second session would hide
+	// the first from the sign-out, with what it has opened.
+	if p.sessions.of(r) == nil {
+		http.SetCookie(w, p.sessions.begin())
+	}
 	http.Redirect(w, r, "/?"+greeting, http.StatusSeeOther)
 }
 

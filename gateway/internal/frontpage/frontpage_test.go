@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -137,15 +139,36 @@ type fixture struct {
 	server *httptest.Server
 	client *http.Client
 	drain  context.CancelFunc
+	front  *Page
+	log    *lines
+}
+
+// lines are a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{T: t, boxes: &boxes{}, doors: &doors{}}
+	f := &fixture{T: t, boxes: &boxes{}, doors: &doors{}, log: &lines{}}
 	streams, drain := context.WithCancel(context.Background())
 	f.drain = drain
 	p := New(Settings{Token: token, Address: "http://127.0.0.1:8787", SandboxHosts: "http://*.sandbox.localhost:8787", Streams: streams},
-		Deps{Sandboxes: f.boxes, UI: f.doors, Log: slog.New(slog.DiscardHandler)})
+		Deps{Sandboxes: f.boxes, UI: f.doors, Log: slog.New(slog.NewTextHandler(f.log, nil))})
+	f.front = p
 	f.server = httptest.NewTLSServer(p) // the cookie is kept for https only
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -163,7 +186,6 @@ func newFixture(t *testing.T) *fixture {
 		if err := p.Close(ctx); err != nil {
 			t.Error(err)
 		}
-		p.sessions.close()
 	})
 	return f
 }
@@ -359,9 +381,13 @@ func TestWhatTakesLongGoesOnWithoutItsRequest(t *testing.T) {
 	if !strings.HasPrefix(id, "my-project-") || sandbox.CheckID(id) != nil || !strings.HasSuffix(call, " "+Owner+" https://git.example/you/My_Project.git dev") {
 		t.Errorf("called %q", call)
 	}
+	begun := running(id)
+	begun.Status = sandbox.StatusCreating
+	f.boxes.set(begun)
 	if resp, _ := f.send(http.MethodPost, "/ui/sandboxes/"+id+"/sync", nil, nil); resp.StatusCode != http.StatusConflict {
 		t.Errorf("a second thing at once: %d", resp.StatusCode)
 	}
+	f.boxes.set()
 	f.boxes.mu.Lock()
 	f.boxes.fail = sandbox.Errorf(sandbox.CodeCloneFailed, "git clone failed: <b>no</b>")
 	close(f.boxes.hold)
@@ -413,6 +439,11 @@ func TestEveryButtonDoesWhatItSays(t *testing.T) {
 			t.Errorf("%s called %q", c.verb, calls)
 		}
 	}
+	for _, verb := range []string{"wake", "sync", "hibernate", "delete"} {
+		if resp, _ := f.send(http.MethodPost, "/ui/sandboxes/gone/"+verb, nil, nil); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s of what is gone: %d", verb, resp.StatusCode)
+		}
+	}
 	if resp, _ := f.send(http.MethodPost, "/ui/sandboxes/demo/explode", nil, nil); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("what there is not: %d", resp.StatusCode)
 	}
@@ -430,6 +461,7 @@ func TestSigningOutEndsWhatWasOpened(t *testing.T) {
 	if resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "http://demo.sandbox.localhost/?ticket=t" || resp.Header.Get("Referrer-Policy") != "no-referrer" {
 		t.Fatalf("%d %v", resp.StatusCode, resp.Header)
 	}
+	f.signIn() // in a tab where the page for it was left open
 	f.send(http.MethodPost, "/ui/sign-out", nil, nil)
 	if len(f.doors.open) != 1 || !slices.Equal(f.doors.open, f.doors.ended) {
 		t.Errorf("opened %q, ended %q", f.doors.open, f.doors.ended)
@@ -470,7 +502,7 @@ func TestTheStreamSendsWhatChangesAndNothingElse(t *testing.T) {
 	f.signIn()
 	f.boxes.set(running("a"), running("c"))
 	next := f.listen(t.Context())
-	for _, want := range []string{`"id":"a"`, `"id":"c"`} {
+	for _, want := range []string{`"id":"c"`, `"id":"a"`} {
 		if name, data := next(); name != "card" || !strings.Contains(data, want) {
 			t.Fatalf("%s %s", name, data)
 		}
@@ -482,12 +514,101 @@ func TestTheStreamSendsWhatChangesAndNothingElse(t *testing.T) {
 	if name, data := next(); name != "card" || !strings.Contains(data, `"before":""`) || !strings.Contains(data, `"id":"b"`) {
 		t.Errorf("%s %s", name, data)
 	}
-	if name, data := next(); name != "gone" || data != `{"id":"c"}` {
+	if name, data := next(); name != "gone" || data != `{"deleted":"true","id":"c"}` {
 		t.Errorf("%s %s", name, data)
 	}
 	f.send(http.MethodPost, "/ui/sign-out", nil, nil)
 	if name, _ := next(); name != "end" {
 		t.Errorf("after signing out: %s", name)
+	}
+}
+
+// The script puts each before one that is there already, or at the end.
+func TestNewCardsOfOneMomentComeInAnOrderThatCanBeKept(t *testing.T) {
+	f := newFixture(t)
+	f.signIn()
+	f.boxes.set(running("a"), running("b"), running("c"))
+	next := f.listen(t.Context())
+	there := map[string]bool{"": true}
+	for range 3 {
+		name, data := next()
+		var card struct{ ID, Before string }
+		if err := json.Unmarshal([]byte(data), &card); err != nil || name != "card" || !there[card.Before] {
+			t.Errorf("%s %s, after %v: %v", name, data, there, err)
+		}
+		there[card.ID] = true
+	}
+}
+
+func TestWhatIsPushedToAnotherPageIsNotCalledDeleted(t *testing.T) {
+	f := newFixture(t)
+	f.signIn()
+	var all []sandbox.Info
+	for i := range perPage {
+		all = append(all, running(fmt.Sprintf("box-%02d", i)))
+	}
+	f.boxes.set(all...)
+	next := f.listen(t.Context())
+	for range perPage {
+		if name, data := next(); name != "card" {
+			t.Fatalf("%s %s", name, data)
+		}
+	}
+	if name, _ := next(); name != "whole" {
+		t.Fatal(name)
+	}
+	f.boxes.set(append([]sandbox.Info{running("a-new-one")}, all...)...)
+	if name, data := next(); name != "pages" || !strings.Contains(data, "?after=box-48") {
+		t.Errorf("%s %s", name, data)
+	}
+	if name, data := next(); name != "card" || !strings.Contains(data, `"before":"box-00"`) {
+		t.Errorf("%s %s", name, data)
+	}
+	if name, data := next(); name != "gone" || data != `{"id":"box-49"}` {
+		t.Errorf("%s %s", name, data)
+	}
+}
+
+func TestWhatIsBeingCreatedIsOnTheFirstPage(t *testing.T) {
+	f := newFixture(t)
+	f.signIn()
+	var all []sandbox.Info
+	for i := range perPage + 1 {
+		all = append(all, running(fmt.Sprintf("box-%02d", i)))
+	}
+	f.boxes.set(all...)
+	f.boxes.hold = make(chan struct{})
+	f.send(http.MethodPost, "/ui/sandboxes", url.Values{"id": {"last-of-all"}}, nil)
+	if body := f.page("Being created"); !strings.Contains(body, `id="sandbox-last-of-all"`) || !strings.Contains(body, "?after=box-49") {
+		t.Errorf("the page has\n%s", body)
+	}
+	close(f.boxes.hold)
+	f.page("Next page")
+}
+
+func TestTheLogHasWhyAnActionFailed(t *testing.T) {
+	f := newFixture(t)
+	f.signIn()
+	f.boxes.set(running("demo"))
+	f.boxes.fail = errors.New("the reason")
+	f.send(http.MethodPost, "/ui/sandboxes/demo/sync", nil, nil)
+	if body := f.page("It could not be synced"); strings.Contains(body, "the reason") || !strings.Contains(f.log.String(), "the reason") {
+		t.Errorf("the log has %q", f.log.String())
+	}
+}
+
+func TestClosingSignsEverybodyOut(t *testing.T) {
+	f := newFixture(t)
+	f.signIn()
+	next := f.listen(t.Context())
+	if name, _ := next(); name != "whole" {
+		t.Fatal(name)
+	}
+	if err := f.front.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if name, _ := next(); name != "end" {
+		t.Error(name)
 	}
 }
 

@@ -3,6 +3,7 @@ package frontpage
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -37,6 +38,7 @@ type job struct {
 
 // jobs are those that run, and the last of each sandbox for a while.
 type jobs struct {
+	log     *slog.Logger
 	base    context.Context //nolint:containedctx // the parent of work that outlives a request
 	stop    context.CancelCauseFunc
 	running sync.WaitGroup
@@ -45,7 +47,8 @@ type jobs struct {
 	byID map[string]*job
 }
 
-func (j *jobs) init() {
+func (j *jobs) init(log *slog.Logger) {
+	j.log = log
 	j.base, j.stop = context.WithCancelCause(context.Background())
 	j.byID = map[string]*job{}
 }
@@ -67,6 +70,9 @@ func (j *jobs) start(id, verb string, do func(ctx context.Context) (said string,
 		ctx, cancel := context.WithTimeout(j.base, jobLimit)
 		defer cancel()
 		said, err := do(ctx)
+		if err != nil {
+			j.log.Info("what was asked for on the front page failed", "sandboxId", id, "action", verb, "error", err)
+		}
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		one.said, one.err, one.ended = said, err, time.Now()

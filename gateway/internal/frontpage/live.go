@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,8 +20,8 @@ const (
 )
 
 // live sends the cards of a page as they change: "card" with {id, before, html},
-// "gone" with {id}; "whole" once, when all that there are were sent. The stream ends
-// with the session.
+// "gone" with {id, deleted}, "pages" with the {html} of the links to other pages;
+// "whole" once, when all that there are were sent. The stream ends with the session.
 func (p *Page) live(w http.ResponseWriter, r *http.Request, s *session) error {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{})
@@ -63,31 +65,42 @@ func (p *Page) live(w http.ResponseWriter, r *http.Request, s *session) error {
 func (p *Page) changes(after string, shown map[string]string) []byte {
 	v := p.view(after, createForm{})
 	var out bytes.Buffer
-	there := map[string]bool{}
-	for i, c := range v.Cards {
+	there := map[string]bool{"": true}
+	if shown[""] != v.Next { // no id
+		shown[""] = v.Next
+		event(&out, "pages", map[string]string{"html": p.part("pages", v)})
+	}
+	// The last first: each is put before one that is there.
+	before := ""
+	for _, c := range slices.Backward(v.Cards) {
 		there[c.ID] = true
-		if shown[c.ID] == c.Version {
-			continue
+		if shown[c.ID] != c.Version {
+			shown[c.ID] = c.Version
+			event(&out, "card", map[string]string{"id": c.ID, "before": before, "html": p.part("card", c)})
 		}
-		shown[c.ID] = c.Version
-		var html bytes.Buffer
-		if err := pages.ExecuteTemplate(&html, "card", c); err != nil {
-			p.Log.Error("a card could not be made", "sandboxId", c.ID, "error", err)
-			continue
-		}
-		before := ""
-		if i+1 < len(v.Cards) {
-			before = v.Cards[i+1].ID
-		}
-		event(&out, "card", map[string]string{"id": c.ID, "before": before, "html": html.String()})
+		before = c.ID
 	}
 	for id := range shown {
-		if !there[id] {
-			delete(shown, id)
-			event(&out, "gone", map[string]string{"id": id})
+		if there[id] {
+			continue
 		}
+		delete(shown, id)
+		gone := map[string]string{"id": id}
+		if _, err := p.Sandboxes.Whose(id); err != nil { // otherwise it is on another page now
+			gone["deleted"] = "true"
+		}
+		event(&out, "gone", gone)
 	}
 	return out.Bytes()
+}
+
+// part makes a piece of the page.
+func (p *Page) part(name string, view any) string {
+	var html strings.Builder
+	if err := pages.ExecuteTemplate(&html, name, view); err != nil {
+		p.Log.Error("a part of the page could not be made", "part", name, "error", err)
+	}
+	return html.String()
 }
 
 func event(out *bytes.Buffer, name string, data map[string]string) {

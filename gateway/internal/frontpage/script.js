@@ -8,41 +8,77 @@ const link = document.getElementById("link");
 
 const cardOf = id => document.getElementById("sandbox-" + id);
 
-function show({id, before, html}) {
+function parse(html) {
   const made = document.createElement("template");
   made.innerHTML = html; // the server's, with everything in it escaped
-  const card = made.content.firstElementChild;
-  const old = cardOf(id);
-  if (old?.dataset.version === card.dataset.version) return;
-  if (old?.dataset.said !== card.dataset.said) said.textContent = card.dataset.said;
-  if (!old) {
-    list.insertBefore(card, cardOf(before));
-    return;
-  }
-  // What the visitor has open and where they are stays.
-  for (const open of old.querySelectorAll("details[open]")) {
-    const same = card.querySelector(`[data-key="${open.dataset.key}"]`);
-    if (same) same.open = true;
-  }
-  const refusal = old.querySelector("[data-refusal]");
-  if (!refusal.hidden) card.querySelector("[data-refusal]").replaceWith(refusal);
-  const focus = old.contains(document.activeElement) ? document.activeElement.dataset.key ?? "name" : null;
-  old.replaceWith(card);
-  if (focus) (card.querySelector(`[data-key="${focus}"]`) ?? card.querySelector("h3")).focus({preventScroll: true});
+  return made.content.firstElementChild;
 }
 
-function remove({id}) {
+// become makes of an element what another is, and touches nothing that is the same
+// in both: a press of a button under way, the focus, what a screen reader has said.
+// What children are for, which come in one order, is in their keys or actions.
+function become(old, made) {
+  const kept = ["open", "aria-busy"]; // the visitor's
+  for (const {name, value} of made.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const {name} of [...old.attributes]) if (!made.hasAttribute(name) && !kept.includes(name)) old.removeAttribute(name);
+  const use = node => node.nodeName + (node.dataset?.key ?? node.getAttribute?.("action") ?? "");
+  let at = old.firstChild;
+  for (const child of [...made.childNodes]) {
+    let same = at;
+    while (same && use(same) !== use(child)) same = child.nodeType === Node.TEXT_NODE ? null : same.nextSibling;
+    if (!same) {
+      old.insertBefore(child, at);
+      continue;
+    }
+    for (; at !== same; at = skip(at)) ;
+    if (child.nodeType !== Node.TEXT_NODE) {
+      if (child.dataset.key !== "refusal") become(same, child);
+    } else if (same.data !== child.data) same.data = child.data;
+    at = same.nextSibling;
+  }
+  while (at) at = skip(at);
+}
+
+function skip(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
+}
+
+function show({id, before, html}) {
+  const made = parse(html);
+  const old = cardOf(id);
+  if (old?.dataset.version === made.dataset.version) return;
+  for (const news of ["state", "done"]) if (made.dataset[news] && old?.dataset[news] !== made.dataset[news]) said.textContent = made.dataset[news];
+  if (!old) {
+    list.insertBefore(made, cardOf(before));
+    return;
+  }
+  const focus = old.contains(document.activeElement) ? document.activeElement : null;
+  const name = old.querySelector("h3");
+  if (focus && focus !== name) old.pressed = focus.dataset.key;
+  become(old, made);
+  if (!focus) return;
+  // Who pressed a button that is gone waits at the name, and is taken back to it.
+  const back = focus === name && old.querySelector(`[data-key="${old.pressed}"]`);
+  if (back) back.focus({preventScroll: true});
+  else if (!old.contains(document.activeElement)) name.focus({preventScroll: true});
+}
+
+function remove({id, deleted}) {
   const old = cardOf(id);
   if (!old) return;
-  said.textContent = id + ": deleted";
+  if (deleted) said.textContent = id + ": deleted";
   const focused = old.contains(document.activeElement);
   old.remove();
   if (focused) list.focus({preventScroll: true});
 }
 
+let stream; // while somebody looks
+
 function watch() {
   let known; // the ids that this connection has sent: another one sends all anew
-  const stream = new EventSource(document.body.dataset.live);
+  stream = new EventSource(document.body.dataset.live);
   stream.onopen = () => {
     known = new Set();
     link.hidden = true;
@@ -63,16 +99,35 @@ function watch() {
     known.delete(data.id);
     remove(data);
   });
+  stream.addEventListener("pages", e => {
+    become(document.getElementById("pages"), parse(JSON.parse(e.data).html));
+  });
   stream.onerror = () => {
     link.hidden = false;
-    if (stream.readyState === EventSource.CLOSED) location.reload(); // signed out, or the gateway was started anew
+    if (stream.readyState === EventSource.CLOSED) again();
   };
+}
+
+// again loads the page when the gateway serves it: who is signed out is asked for
+// the token then. Something in front of a gateway that is away answers for it.
+async function again() {
+  const answer = await fetch("/", {cache: "no-store"}).catch(() => null);
+  if (answer?.ok) location.reload();
+  else setTimeout(again, 2000);
+}
+
+// A browser has few connections to one address, which all its tabs share.
+function look() {
+  if (document.hidden) {
+    stream?.close();
+    stream = null;
+  } else if (!stream) watch();
 }
 
 // send does what the form would, and says what is wrong beside it.
 async function send(form, submitter) {
   const buttons = form.querySelectorAll("button");
-  const problem = form.closest("li")?.querySelector("[data-refusal]") ?? form.querySelector(".problem");
+  const problem = form.closest("li")?.querySelector("[data-key=refusal]") ?? form.querySelector(".problem");
   const fields = new URLSearchParams(new FormData(form, submitter));
   if (submitter?.ariaBusy === "true") return;
   for (const button of buttons) button.ariaBusy = "true";
@@ -91,8 +146,14 @@ async function send(form, submitter) {
     problem.hidden = false;
     return;
   }
-  form.closest("details")?.removeAttribute("open");
+  const menu = form.closest("details");
+  if (menu) shut(menu, menu.contains(document.activeElement));
   form.reset();
+}
+
+function shut(menu, focus) {
+  menu.open = false;
+  if (focus) menu.querySelector("summary").focus();
 }
 
 document.addEventListener("submit", e => {
@@ -103,14 +164,13 @@ document.addEventListener("submit", e => {
 
 // A menu is closed by Escape and by a click elsewhere.
 document.addEventListener("keydown", e => {
-  const open = e.key === "Escape" && document.querySelector("details[open]");
-  if (!open) return;
-  open.open = false;
-  open.querySelector("summary").focus();
+  const menu = e.key === "Escape" && (document.activeElement.closest("details[open]") ?? document.querySelector("details[open]"));
+  if (menu) shut(menu, true);
 });
 document.addEventListener("click", e => {
   for (const open of document.querySelectorAll("details[open]")) if (!open.contains(e.target)) open.open = false;
 });
 
 if (location.search.includes("signed-in")) history.replaceState(null, "", "/");
-watch();
+document.addEventListener("visibilitychange", look);
+look();

@@ -91,9 +91,11 @@ func (p *Page) view(after string, f createForm) homeView {
 		v.Cards = append(v.Cards, p.cardOf(info, done[info.SandboxID], now))
 		delete(done, info.SandboxID)
 	}
-	// What was asked for and is not there: a create that has only begun, or failed.
+	// What was asked for and is not there: a create that has only begun, or failed. The
+	// first page shows those of all, since nobody looks for them on another.
 	for id, one := range done {
-		if one.verb == "create" && id > after && (v.Next == "" || id < v.Next) && (one.running || one.err != nil) {
+		here := after == "" || id > after && (v.Next == "" || id < v.Next)
+		if one.verb == "create" && here && (one.running || one.err != nil) {
 			v.Cards = append(v.Cards, p.cardOf(sandbox.Info{SandboxID: id, UserID: Owner, Status: sandbox.StatusCreating}, one, now))
 		}
 	}

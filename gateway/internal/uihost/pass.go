@@ -30,6 +30,8 @@ const (
 	landing = 30 * time.Second
 
 	maxTickets = 10_000
+	// maxOfOne bounds those of one sandbox, so that its owner cannot use up all.
+	maxOfOne   = 100
 	maxCookies = 8 // of our name, in one request
 	maxSession = 256
 )
@@ -107,11 +109,17 @@ type tickets struct {
 func (t *tickets) issue(p pass) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.open) >= maxTickets {
-		now := time.Now()
-		maps.DeleteFunc(t.open, func(_ [sha256.Size]byte, p pass) bool { return now.After(p.Expires) })
-	}
-	if len(t.open) >= maxTickets {
+	now, ofOne := time.Now(), 0
+	maps.DeleteFunc(t.open, func(_ [sha256.Size]byte, old pass) bool {
+		if now.After(old.Expires) {
+			return true
+		}
+		if old.SandboxID == p.SandboxID {
+			ofOne++
+		}
+		return false
+	})
+	if len(t.open) >= maxTickets || ofOne >= maxOfOne {
 		return "", sandbox.Errorf(sandbox.CodeTooManyRequests, "too many tickets wait to be redeemed; try again in a minute")
 	}
 	ticket := rand.Text() + rand.Text()

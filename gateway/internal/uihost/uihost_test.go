@@ -2,6 +2,7 @@ package uihost
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -29,6 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fake struct {
 	incarnation string // empty: there is none
 	running     bool
+	progress    []sandbox.Progress
 	use         func(ctx context.Context) error
 	carried     []string
 	done        context.Context //nolint:containedctx // the last visit's
@@ -42,7 +45,7 @@ func (f *fake) Whose(string) (lifecycle.Handle, error) {
 }
 
 func (f *fake) Get(context.Context, string) (sandbox.Info, error) {
-	return sandbox.Info{Status: sandbox.StatusSleeping, Tier: sandbox.TierArchived}, nil
+	return sandbox.Info{Status: sandbox.StatusSleeping, Tier: sandbox.TierArchived, Progress: f.progress}, nil
 }
 
 func (f *fake) Peek(string) (lifecycle.Handle, bool, error) {
@@ -213,8 +216,17 @@ func TestTicketsAreBounded(t *testing.T) {
 		for ; err == nil; n++ {
 			_, _, err = h.Ticket("box", "")
 		}
-		if n != maxTickets+1 || !sandbox.HasCode(err, sandbox.CodeTooManyRequests) {
-			t.Errorf("%d, then %v", n, err)
+		if n != maxOfOne+1 || !sandbox.HasCode(err, sandbox.CodeTooManyRequests) {
+			t.Errorf("of one sandbox: %d, then %v", n, err)
+		}
+		for n := len(h.tickets.open); n < maxTickets-1; n++ {
+			h.tickets.open[sha256.Sum256([]byte(strconv.Itoa(n)))] = pass{SandboxID: "others", Expires: time.Now().Add(ticketLife)}
+		}
+		if _, _, err := h.Ticket("another", ""); err != nil {
+			t.Errorf("another sandbox gets none: %v", err)
+		}
+		if _, _, err := h.Ticket("another", ""); !sandbox.HasCode(err, sandbox.CodeTooManyRequests) {
+			t.Errorf("of all: %v", err)
 		}
 		time.Sleep(ticketLife + time.Second)
 		if _, _, err := h.Ticket("box", ""); err != nil {
@@ -351,6 +363,12 @@ func TestASleepingSandboxShowsAPageUntilItIsThere(t *testing.T) {
 			t.Fatalf("%d %s", w.Code, w.Body)
 		}
 		if got := state(); got != `{"state":"waiting"}` {
+			t.Error(got)
+		}
+		percent := 40
+		f.progress = []sandbox.Progress{{Step: sandbox.StepRestore, Percent: &percent}, {Step: sandbox.StepOpenCode}}
+		// The words apart from the number: they are read out when they change.
+		if got := state(); got != `{"state":"waiting","text":"Bringing its files back; Starting OpenCode.","percent":40}` {
 			t.Error(got)
 		}
 		woken <- sandbox.Errorf(sandbox.CodeBootFailed, "it said <b>no</b>")

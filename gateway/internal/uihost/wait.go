@@ -75,7 +75,10 @@ func (h *Host) tell(ctx context.Context, w http.ResponseWriter, p pass) error {
 	said := struct {
 		State string `json:"state"`
 		Text  string `json:"text,omitempty"` // what it waits for
-		Error string `json:"error,omitempty"`
+		// Percent is how far that is, apart from the text, which is read out whenever it
+		// is another.
+		Percent *int   `json:"percent,omitempty"`
+		Error   string `json:"error,omitempty"`
 	}{State: "waiting"}
 	_, running, err := h.Sandboxes.Peek(p.SandboxID)
 	if err != nil {
@@ -92,7 +95,7 @@ func (h *Host) tell(ctx context.Context, w http.ResponseWriter, p pass) error {
 		}
 	default:
 		if info, err := h.Sandboxes.Get(ctx, p.SandboxID); err == nil {
-			said.Text = steps(info)
+			said.Text, said.Percent = steps(info)
 		}
 	}
 	ownReply(w.Header(), "application/json", "default-src 'none'")
@@ -100,16 +103,20 @@ func (h *Host) tell(ctx context.Context, w http.ResponseWriter, p pass) error {
 	return nil
 }
 
-// steps are what a sandbox is at, in words; empty if that is nothing that takes long.
-func steps(info sandbox.Info) string {
+// steps are what a sandbox is at, in words, and how far it is with one of them;
+// empty if that is nothing that takes long.
+func steps(info sandbox.Info) (text string, percent *int) {
 	var all []string
 	for _, p := range info.Progress {
+		if p.Percent != nil {
+			percent, p.Percent = p.Percent, nil
+		}
 		all = append(all, p.String())
 	}
-	if len(all) == 0 {
-		return ""
+	if len(all) > 0 {
+		text = strings.Join(all, "; ") + "."
 	}
-	return strings.Join(all, "; ") + "."
+	return text, percent
 }
 
 func messageOf(err error) string {
