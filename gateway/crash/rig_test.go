@@ -328,6 +328,16 @@ func (w *wire) Unpause(ctx context.Context, id string) error {
 	return w.change(func() error { return w.engine.Unpause(ctx, id) })
 }
 
+// Rename implements lifecycle.Runtime.
+func (w *wire) Rename(ctx context.Context, id, sandboxID string) error {
+	return w.change(func() error { return w.engine.Rename(ctx, id, sandboxID) })
+}
+
+// CreateVolume implements lifecycle.Runtime.
+func (w *wire) CreateVolume(ctx context.Context, name string) error {
+	return w.change(func() error { return w.engine.CreateVolume(ctx, name) })
+}
+
 // Remove implements lifecycle.Runtime.
 func (w *wire) Remove(ctx context.Context, id string) error {
 	return w.change(func() error { return w.engine.Remove(ctx, id) })

@@ -210,6 +210,16 @@ func (w *world) die(m *Manager, sandboxID string, exitCode int) {
 
 func (w *world) Ready(ctx context.Context) error { return w.step(ctx, "Ready") }
 
+func (w *world) CreateVolume(ctx context.Context, name string) error {
+	if err := w.step(ctx, "CreateVolume"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.volumes[name] = true
+	return nil
+}
+
 func (w *world) Create(ctx context.Context, spec Spec) (Container, error) {
 	if err := w.step(ctx, "Create"); err != nil {
 		return Container{}, err
@@ -222,7 +232,7 @@ func (w *world) Create(ctx context.Context, spec Spec) (Container, error) {
 		}
 	}
 	w.serial++
-	c := &Container{ID: "c" + strconv.Itoa(w.serial), SandboxID: spec.SandboxID, State: ContainerCreated}
+	c := &Container{ID: "c" + strconv.Itoa(w.serial), SandboxID: spec.SandboxID, State: ContainerCreated, Volume: spec.Volume}
 	w.containers[c.ID], w.volumes[spec.Volume] = c, true
 	return *c, nil
 }
@@ -274,7 +284,11 @@ func (w *world) Rename(ctx context.Context, id, sandboxID string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.containers[id].SandboxID = sandboxID
+	c := w.containers[id]
+	if c == nil {
+		return ErrNoContainer
+	}
+	c.SandboxID = sandboxID
 	return nil
 }
 
