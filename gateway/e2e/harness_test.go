@@ -114,6 +114,7 @@ func (g *gateway) environ(config string) []string {
 		"AGENTPOD_TEST_RUN=" + os.Getenv("AGENTPOD_TEST_RUN"),
 		"GATEWAY_ADDR=127.0.0.1:0", "DATA_DIR=" + g.dir, "SANDBOX_IMAGE=" + os.Getenv(imageEnv),
 		"DEFAULT_CONFIG=" + config, "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=3s",
+		"POOL_SIZE=0", // a container more, and seconds of two cores: but for tests of the pool
 	}, g.env...)
 }
 
@@ -306,7 +307,7 @@ func (g *gateway) message(t *testing.T, id, text string, want int) object {
 
 // eventually polls until the condition holds: what it waits for happens in
 // another process.
-func eventually(t *testing.T, what string, limit time.Duration, condition func() bool) {
+func eventually(t testing.TB, what string, limit time.Duration, condition func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()

@@ -298,43 +298,52 @@ func (m *Manager) removeMember(ctx context.Context, mem *member) error {
 	return m.removeFromEngine(context.WithoutCancel(ctx), rec, mem.name) // whoever leaves meanwhile
 }
 
-// make boots a container, warms it and freezes it.
-func (p *pool) make(ctx context.Context) (mem *member, err error) {
-	m := p.m
-	mem = newMember()
+// make makes a member, or leaves nothing.
+func (p *pool) make(ctx context.Context) (*member, error) {
+	mem := newMember()
 	p.mu.Lock()
 	p.known[mem.name] = mem
 	p.mu.Unlock()
-	defer func() {
-		if err != nil {
-			p.discard(ctx, mem)
-		}
-	}()
-	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
-	defer cancel()
-	if err := m.runtime.CreateVolume(engineCtx, mem.volume()+freeSuffix); err != nil {
+	if err := p.boot(ctx, mem); err != nil {
+		p.discard(ctx, mem)
 		return nil, err
 	}
+	mem.made = time.Now()
+	return mem, nil
+}
+
+// boot boots the member's container, warms it and freezes it.
+func (p *pool) boot(ctx context.Context, mem *member) error {
+	m := p.m
+	// An engine goes on with a create whose caller has left, and what it makes
+	// then nobody removes.
+	engineCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
+	defer cancel()
+	if err := m.runtime.CreateVolume(engineCtx, mem.volume()+freeSuffix); err != nil {
+		return err
+	}
+	var err error
 	mem.cont, err = m.runtime.Create(engineCtx, Spec{
 		SandboxID: mem.name, Volume: mem.volume(), Env: map[string]string{guest.TokenHashEnv: tokenHash(mem.token)},
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if mem.cont, err = m.runtime.Start(engineCtx, mem.cont.ID); err != nil {
-		return nil, err
+	started, err := m.runtime.Start(engineCtx, mem.cont.ID)
+	if err != nil {
+		return err
 	}
+	mem.cont = started
 	mem.link, mem.guest = m.connect(mem.cont, mem.token)
 	if err := m.awaitGuest(ctx, mem.cont, mem.guest); err != nil {
-		return nil, err
+		return err
 	}
 	if err := p.warm(ctx, mem); err != nil {
-		return nil, err
+		return err
 	}
 	pauseCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
-	mem.made = time.Now()
-	return mem, m.runtime.Pause(pauseCtx, mem.cont.ID)
+	return m.runtime.Pause(pauseCtx, mem.cont.ID)
 }
 
 // warm has OpenCode started with the default config and warmed.
