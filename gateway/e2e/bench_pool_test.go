@@ -11,7 +11,7 @@ import (
 )
 
 // poolCreates is how many sandboxes BenchmarkPool makes, of each kind.
-const poolCreates = 12
+const poolCreates = 10
 
 // BenchmarkPool measures creates that take a container of the pool, until their
 // reply and until the first answer, against creates that boot one and against
