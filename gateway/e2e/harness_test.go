@@ -307,8 +307,8 @@ func (g *gateway) message(t *testing.T, id, text string, want int) object {
 
 // eventually polls until the condition holds: what it waits for happens in
 // another process.
-func eventually(t testing.TB, what string, limit time.Duration, condition func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, limit time.Duration, condition func() bool) {
+	tb.Helper()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -317,7 +317,7 @@ func eventually(t testing.TB, what string, limit time.Duration, condition func()
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatalf("not within %s: %s", limit, what)
+			tb.Fatalf("not within %s: %s", limit, what)
 		}
 	}
 }
