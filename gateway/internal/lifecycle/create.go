@@ -171,7 +171,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 			return
 		}
 		m.log.Warn("create failed", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "error", err)
-		if undo := m.destroy(m.base, b); undo != nil {
+		if undo := m.destroy(m.base, b); undo != nil { //nolint:contextcheck // what was made goes, whoever ended the create
 			m.log.Error("what a failed create made could not be removed yet", "sandboxId", p.id, "error", undo)
 		}
 	}()
