@@ -94,6 +94,7 @@ func (g *gateway) env(config string) []string {
 		"PATH=" + os.Getenv("PATH"), "HOME=" + g.dir, "DOCKER_HOST=" + os.Getenv("DOCKER_HOST"), runEnv(),
 		"GATEWAY_ADDR=" + g.addr, "DATA_DIR=" + g.dir, "SANDBOX_IMAGE=" + os.Getenv(imageEnv),
 		"DEFAULT_CONFIG=" + config, "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=3s", "MAX_RUNNING=40",
+		"POOL_SIZE=0", // a container more, and seconds of two cores
 	}, g.more...)
 }
 

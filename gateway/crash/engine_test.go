@@ -130,6 +130,11 @@ func (e *engine) find(id string) (*container, error) {
 // Ready implements lifecycle.Runtime.
 func (e *engine) Ready(context.Context) error { return nil }
 
+// CreateVolume implements lifecycle.Runtime.
+func (e *engine) CreateVolume(_ context.Context, name string) error {
+	return os.MkdirAll(filepath.Join(e.dir, "volumes", name), 0o755)
+}
+
 // Create implements lifecycle.Runtime.
 func (e *engine) Create(_ context.Context, spec lifecycle.Spec) (lifecycle.Container, error) {
 	e.mu.Lock()
@@ -142,7 +147,7 @@ func (e *engine) Create(_ context.Context, spec lifecycle.Spec) (lifecycle.Conta
 	e.serial++
 	id := "c" + strconv.Itoa(e.serial)
 	c := &container{
-		Container: lifecycle.Container{ID: id, SandboxID: spec.SandboxID, State: lifecycle.ContainerCreated},
+		Container: lifecycle.Container{ID: id, SandboxID: spec.SandboxID, State: lifecycle.ContainerCreated, Volume: spec.Volume},
 		dir:       filepath.Join(e.dir, "containers", id), home: filepath.Join(e.dir, "volumes", spec.Volume), env: spec.Env,
 	}
 	for _, folder := range []string{c.dir, c.home} {

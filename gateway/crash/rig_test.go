@@ -34,6 +34,8 @@ type world struct {
 	keys   *seal.Keyring
 	engine *engine
 	logs   lockedBuffer
+	// change is made to the settings of the gateways to come, if it is not nil.
+	change func(*lifecycle.Settings)
 }
 
 // keep is how many snapshots a sandbox has.
@@ -107,7 +109,11 @@ func (w *world) boot(t *testing.T) *gateway {
 	once := store.NewRetrier(g.faults, store.Policy{Tries: 1, FirstWait: time.Millisecond})
 	keeper := workspace.NewKeeper(
 		snapshot.New(once, w.keys, snapshot.Settings{Keep: keep, Log: log}), mirror.New(once, w.keys, mirror.Settings{Log: log}), 1, log)
-	g.Manager = lifecycle.New(settings(), g.wire, workspace.NewRecords(once, w.keys), keeper, &path{g.links, g}, silence{}, log)
+	set := settings()
+	if w.change != nil {
+		w.change(&set)
+	}
+	g.Manager = lifecycle.New(set, g.wire, workspace.NewRecords(once, w.keys), keeper, &path{g.links, g}, silence{}, log)
 	if err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -331,6 +337,16 @@ func (w *wire) Shrink(ctx context.Context, id string) error {
 // Unpause implements lifecycle.Runtime.
 func (w *wire) Unpause(ctx context.Context, id string) error {
 	return w.change(func() error { return w.engine.Unpause(ctx, id) })
+}
+
+// Rename implements lifecycle.Runtime.
+func (w *wire) Rename(ctx context.Context, id, sandboxID string) error {
+	return w.change(func() error { return w.engine.Rename(ctx, id, sandboxID) })
+}
+
+// CreateVolume implements lifecycle.Runtime.
+func (w *wire) CreateVolume(ctx context.Context, name string) error {
+	return w.change(func() error { return w.engine.CreateVolume(ctx, name) })
 }
 
 // Remove implements lifecycle.Runtime.

@@ -262,7 +262,8 @@ func TestTheProxyCarriesEveryMethodAsTheWorkerDoes(t *testing.T) {
 }
 
 func TestAPersonsFirstSession(t *testing.T) {
-	g := shared(t)
+	g := start(t, "POOL_SIZE=1") // as it is for a person
+	g.pooled(t)
 	g.create(t, "demo", object{"gitUrl": g.git.URL(), "gitBranch": "feature"})
 	defer g.delete(t, "demo")
 	got := g.message(t, "demo", "write hello.txt: written by the agent", http.StatusOK)

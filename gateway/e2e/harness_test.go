@@ -114,6 +114,7 @@ func (g *gateway) environ(config string) []string {
 		"AGENTPOD_TEST_RUN=" + os.Getenv("AGENTPOD_TEST_RUN"),
 		"GATEWAY_ADDR=127.0.0.1:0", "DATA_DIR=" + g.dir, "SANDBOX_IMAGE=" + os.Getenv(imageEnv),
 		"DEFAULT_CONFIG=" + config, "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=3s",
+		"POOL_SIZE=0", // a container more, and seconds of two cores: but for tests of the pool
 	}, g.env...)
 }
 
@@ -306,8 +307,8 @@ func (g *gateway) message(t *testing.T, id, text string, want int) object {
 
 // eventually polls until the condition holds: what it waits for happens in
 // another process.
-func eventually(t *testing.T, what string, limit time.Duration, condition func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, limit time.Duration, condition func() bool) {
+	tb.Helper()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -316,7 +317,7 @@ func eventually(t *testing.T, what string, limit time.Duration, condition func()
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatalf("not within %s: %s", limit, what)
+			tb.Fatalf("not within %s: %s", limit, what)
 		}
 	}
 }

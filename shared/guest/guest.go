@@ -87,6 +87,13 @@ type StartRequest struct {
 	// TimeoutMs bounds the wait for readiness, in milliseconds; 0 means
 	// DefaultStartTimeout.
 	TimeoutMs int64 `json:"timeoutMs,omitempty"`
+	// Warm has an OpenCode that is started go through a turn, with a model that
+	// sandboxd plays and nobody outside, so that its first real turn is as quick
+	// as any. Nothing of it is left. The start fails if the turn does.
+	Warm bool `json:"warm,omitempty"`
+	// Reload has an OpenCode that runs look at the workspace anew, even if the
+	// config is the same: what came there since counts.
+	Reload bool `json:"reload,omitempty"`
 }
 
 // Applied says what a config change wrote.

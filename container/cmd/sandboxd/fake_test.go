@@ -19,6 +19,7 @@ const (
 	fakeSessions = "sessions" // the answer of /session/status
 	fakePtys     = "ptys"     // the answer of /pty
 	fakeLog      = "log"      // one line a request, and one a start
+	fakeDeaf     = "deaf"     // a turn asks no model
 )
 
 // fakeOpenCode behaves as OpenCode was measured to: its socket accepts before
@@ -123,6 +124,11 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		_, _ = w.Write([]byte("{}"))
+	case r.Method == http.MethodPost && r.URL.Path == "/session":
+		_, _ = w.Write([]byte(`{"id":"ses_fake"}`))
+	case strings.HasSuffix(r.URL.Path, "/message"):
+		f.turn(r)
+		_, _ = w.Write([]byte("{}"))
 	case isAuth && r.Method == http.MethodPut:
 		var body json.RawMessage
 		_ = json.NewDecoder(r.Body).Decode(&body)
@@ -141,12 +147,38 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// turn asks the model that the config has on disk at this moment, unless no
+// reply is wanted.
+func (f *fake) turn(r *http.Request) {
+	var message struct{ NoReply bool }
+	_ = json.NewDecoder(r.Body).Decode(&message)
+	if _, err := os.Stat(filepath.Join(f.dir, fakeDeaf)); err == nil || message.NoReply {
+		return
+	}
+	var config struct {
+		Provider map[string]struct{ Options struct{ BaseURL string } }
+	}
+	raw, _ := os.ReadFile(configFile())
+	_ = json.Unmarshal(raw, &config)
+	for _, p := range config.Provider {
+		ask := &http.Client{Timeout: 10 * time.Second}
+		if reply, err := ask.Post(p.Options.BaseURL+"/chat/completions", "application/json", strings.NewReader("{}")); err == nil { //nolint:noctx // it has a deadline
+			_ = reply.Body.Close()
+		}
+	}
+}
+
+func configFile() string { return filepath.Join(os.Getenv("OPENCODE_CONFIG_DIR"), "opencode.json") }
+
 // readConfig returns the error body of a config that is not valid.
 func readConfig() string {
-	path := filepath.Join(os.Getenv("OPENCODE_CONFIG_DIR"), "opencode.json")
+	path := configFile()
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return ""
+	}
+	if !strings.Contains(string(raw), "$schema") { // as the real one
+		_ = os.WriteFile(path, []byte(strings.Replace(string(raw), "{", "{\n  \"$schema\": \"x\",", 1)), 0o600)
 	}
 	var config struct {
 		Model string `json:"model"`

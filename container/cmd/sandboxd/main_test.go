@@ -230,6 +230,11 @@ func TestAStartWaitsForRoutesAndIsIdempotent(t *testing.T) {
 	}
 }
 
+// rendering is opencode.json as OpenCode leaves it alone.
+func rendering(model string) string {
+	return `{"$schema":"https://opencode.ai/config.json","model":"` + model + `"}`
+}
+
 func TestTwoStartsAtOnceAreOne(t *testing.T) {
 	b := newBox(t)
 	errs := make(chan error, 2)
@@ -315,7 +320,7 @@ func TestARejectedConfigChangesNothing(t *testing.T) {
 	if !sandbox.HasCode(err, sandbox.CodeConfigRejected) || !strings.Contains(err.Error(), "model: Expected string;") {
 		t.Errorf("got %v", err)
 	}
-	if got := b.rendered("opencode.json"); got != `{"model":"m"}` {
+	if got := b.rendered("opencode.json"); got != rendering("m") {
 		t.Errorf("after a config that was rejected: %s", got)
 	}
 	refused := config("n")
@@ -327,7 +332,7 @@ func TestARejectedConfigChangesNothing(t *testing.T) {
 	if !sandbox.HasCode(err, sandbox.CodeConfigRejected) || strings.Contains(err.Error(), "refuse-me") {
 		t.Errorf("got %v", err)
 	}
-	if b.rendered("opencode.json") != `{"model":"m"}` || b.auth() != `{"p":{"type":"api","key":"k"}}` {
+	if b.rendered("opencode.json") != rendering("m") || b.auth() != `{"p":{"type":"api","key":"k"}}` {
 		t.Errorf("left: %s, %s", b.rendered("opencode.json"), b.auth())
 	}
 	wantWritten(t, b.mustPut(config("m")))
@@ -363,7 +368,7 @@ func TestABusySandboxTakesItsNewestConfigWhenIdle(t *testing.T) {
 	if err != nil || !status.Busy || !status.PendingConfig || !slices.Equal(status.Reasons, []string{"turn: ses_1"}) {
 		t.Errorf("status %+v, %v", status, err)
 	}
-	if b.rendered("opencode.json") != `{"model":"m"}` {
+	if b.rendered("opencode.json") != rendering("m") {
 		t.Error("it was written during the turn")
 	}
 	bad := config("never")
@@ -371,13 +376,13 @@ func TestABusySandboxTakesItsNewestConfigWhenIdle(t *testing.T) {
 	if _, err := b.PutConfig(t.Context(), bad); !sandbox.HasCode(err, sandbox.CodeConfigRejected) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a config that is not valid, while busy: %v", err)
 	}
-	if b.rendered("opencode.json") != `{"model":"m"}` || b.asked("POST /global/dispose") != disposes {
+	if b.rendered("opencode.json") != rendering("m") || b.asked("POST /global/dispose") != disposes {
 		t.Error("trying a config out changed what is in use")
 	}
 	b.tell(fakeSessions, `{}`)
 	b.eventually("the newest config is applied", func() bool {
 		s, err := b.Status(t.Context())
-		return err == nil && !s.PendingConfig && b.rendered("opencode.json") == `{"model":"newest"}`
+		return err == nil && !s.PendingConfig && b.rendered("opencode.json") == rendering("newest")
 	})
 	b.eventually("one dispose", func() bool { return b.asked("POST /global/dispose") == disposes+1 })
 }

@@ -126,6 +126,10 @@ func (s *Supervisor) reload(ctx context.Context, r *run) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stale = false
+	select {
+	case r.cooled <- struct{}{}:
+	default: // it is known
+	}
 	return nil
 }
 

@@ -108,14 +108,12 @@ func (a *api) health(ctx context.Context) (version string, err error) {
 // that it has not seen. A directory whose config once failed to load stays
 // broken until OpenCode restarts, so it must not be one that is worked in.
 func (a *api) checkConfig(ctx context.Context, directory string) error {
-	path := "/config?" + url.Values{"directory": {directory}}.Encode()
-	return a.call(ctx, callTimeout, http.MethodGet, path, nil, nil)
+	return a.call(ctx, callTimeout, http.MethodGet, "/config"+in(directory), nil, nil)
 }
 
 // forget disposes what OpenCode holds for one directory.
 func (a *api) forget(ctx context.Context, directory string) error {
-	path := "/instance/dispose?" + url.Values{"directory": {directory}}.Encode()
-	return a.call(ctx, callTimeout, http.MethodPost, path, nil, nil)
+	return a.call(ctx, callTimeout, http.MethodPost, "/instance/dispose"+in(directory), nil, nil)
 }
 
 func (a *api) setAuth(ctx context.Context, provider string, credential json.RawMessage) error {
@@ -129,6 +127,73 @@ func (a *api) removeAuth(ctx context.Context, provider string) error {
 // dispose makes OpenCode forget what it read; the next request reads it anew.
 func (a *api) dispose(ctx context.Context) error {
 	return a.call(ctx, callTimeout, http.MethodPost, "/global/dispose", nil, nil)
+}
+
+// createSession makes a session with a title, which spares the model the call
+// that would find one. An empty directory is the one that OpenCode runs in.
+func (a *api) createSession(ctx context.Context, directory, title string) (id string, err error) {
+	var body struct {
+		ID string `json:"id"`
+	}
+	err = a.call(ctx, callTimeout, http.MethodPost, "/session"+in(directory), map[string]string{"title": title}, &body)
+	if err == nil && body.ID == "" {
+		err = errors.New("OpenCode made a session without an id")
+	}
+	return body.ID, err
+}
+
+func (a *api) deleteSession(ctx context.Context, directory, id string) error {
+	return a.call(ctx, callTimeout, http.MethodDelete, "/session/"+url.PathEscape(id)+in(directory), nil, nil)
+}
+
+// message is what is sent to a session. Without a Model it is the session's own.
+type message struct {
+	Model   *modelName `json:"model,omitempty"`
+	NoReply bool       `json:"noReply,omitempty"`
+	Parts   []textPart `json:"parts"`
+}
+
+type modelName struct {
+	ProviderID string `json:"providerID"`
+	ModelID    string `json:"modelID"`
+}
+
+type textPart struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
+// send sends a message and waits for the end of the turn.
+func (a *api) send(ctx context.Context, directory, session string, m message) error {
+	return a.call(ctx, maxBoot, http.MethodPost, "/session/"+url.PathEscape(session)+"/message"+in(directory), m, nil)
+}
+
+// visit asks for something whose answer, of any length, nobody needs.
+func (a *api) visit(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
+	if err != nil {
+		return fmt.Errorf("address OpenCode: %w", err)
+	}
+	req.SetBasicAuth("opencode", a.password)
+	resp, err := a.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask OpenCode: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("OpenCode answered %s with status %d", path, resp.StatusCode)
+	}
+	return nil
+}
+
+// in is the query that names a directory.
+func in(directory string) string {
+	if directory == "" {
+		return ""
+	}
+	return "?" + url.Values{"directory": {directory}}.Encode()
 }
 
 // sessionStatus maps the ids of the first maxTurns sessions that have a status

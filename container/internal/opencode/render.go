@@ -3,6 +3,7 @@ package opencode
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ import (
 func wanted(cfg guest.Config) map[string][]byte {
 	files := make(map[string][]byte)
 	if len(cfg.OpenCode) > 0 {
-		files[guest.KeyOpenCode] = cfg.OpenCode
+		files[guest.KeyOpenCode] = withSchema(cfg.OpenCode)
 	}
 	if cfg.AgentsMD != nil {
 		files[guest.KeyAgentsMD] = []byte(*cfg.AgentsMD)
@@ -30,6 +31,21 @@ func wanted(cfg guest.Config) map[string][]byte {
 		files[f.Key()] = []byte(f.Content)
 	}
 	return files
+}
+
+// withSchema gives a config the line that OpenCode would write into its file
+// when it reads it: the file would pass for one that somebody inside has changed.
+func withSchema(config []byte) []byte {
+	const key, line = "$schema", `{"$schema":"https://opencode.ai/config.json"`
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(config, &fields); err != nil || fields[key] != nil {
+		return config // OpenCode says what is wrong with it
+	}
+	if len(fields) == 0 {
+		return []byte(line + "}")
+	}
+	_, rest, _ := bytes.Cut(config, []byte("{"))
+	return append([]byte(line+","), rest...)
 }
 
 // changes lists the keys whose file differs from what cfg wants, sorted. The

@@ -75,6 +75,7 @@ type run struct {
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when supervision has ended
 	wake      chan struct{} // a config is pending
+	cooled    chan struct{} // OpenCode has forgotten what it read
 
 	// readiness is guarded by the supervisor's mu. ready is closed when
 	// OpenCode is, and replaced when it dies.
@@ -159,11 +160,14 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 	}
 	if r := s.running(); r != nil {
 		if r.password == req.Password && r.directory == directory {
+			s.mu.Lock()
+			s.stale = s.stale || req.Reload
+			s.mu.Unlock()
 			return s.configure(ctx, r, req.Config)
 		}
 		s.end()
 	}
-	applied, err := s.boot(ctx, req.Password, directory, boot, req.Config)
+	applied, err := s.boot(ctx, req, directory, boot)
 	if err != nil {
 		s.end()
 		return guest.Applied{}, err
@@ -172,8 +176,10 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 }
 
 // boot starts supervision with the config on disk already, so that OpenCode
-// reads it once.
-func (s *Supervisor) boot(ctx context.Context, password, directory string, limit time.Duration, cfg guest.Config) (applied guest.Applied, err error) {
+// reads it once; to be warmed it begins with another one, which nothing of the
+// workspace's reads.
+func (s *Supervisor) boot(ctx context.Context, req guest.StartRequest, directory string, limit time.Duration) (applied guest.Applied, err error) {
+	cfg := req.Config
 	before, checked := s.lastApplied()
 	defer func() { err = withoutSecrets(err, cfg, before) }()
 	s.mend()
@@ -181,19 +187,48 @@ func (s *Supervisor) boot(ctx context.Context, password, directory string, limit
 		// OpenCode then installs the package itself: slow, but it works.
 		s.set.Log.Warn("seed the plugin package", "error", err)
 	}
-	written, err := changes(s.conf, cfg)
+	first := cfg
+	var model *stubModel
+	if req.Warm {
+		if model, err = startStubModel(ctx); err != nil {
+			return guest.Applied{}, internal("play a model", err)
+		}
+		defer model.close()
+		first = model.config()
+	}
+	written, err := s.write(first)
 	if err != nil {
-		return guest.Applied{}, internal("look at the config folder", err)
+		return guest.Applied{}, err
 	}
-	if err := render(s.conf, cfg, written); err != nil {
-		return guest.Applied{}, internal("write the config", err)
-	}
-	s.begin(ctx, password, directory, limit)
+	s.begin(ctx, req.Password, directory, limit)
 	r := s.running()
 	if err := s.awaitReady(ctx, r); err != nil {
 		return guest.Applied{}, err
 	}
-	return s.settle(ctx, r, before, cfg, written, checked, false)
+	if !req.Warm {
+		return s.settle(ctx, r, before, cfg, written, checked, false)
+	}
+	if err := s.rehearse(ctx, r, model); err != nil {
+		return guest.Applied{}, opencodeDown("warm it up", err)
+	}
+	if written, err = s.write(cfg); err != nil {
+		return guest.Applied{}, err
+	}
+	if applied, err = s.settle(ctx, r, before, cfg, written, checked, false); err != nil {
+		return guest.Applied{}, err
+	}
+	return applied, s.acquaint(ctx, r)
+}
+
+// write makes the config folder what cfg wants, and returns what that changed.
+func (s *Supervisor) write(cfg guest.Config) (written []string, err error) {
+	if written, err = changes(s.conf, cfg); err != nil {
+		return nil, internal("look at the config folder", err)
+	}
+	if err := render(s.conf, cfg, written); err != nil {
+		return nil, internal("write the config", err)
+	}
+	return written, nil
 }
 
 // seed keeps OpenCode from installing its plugin package into the folders.
@@ -225,6 +260,7 @@ func (s *Supervisor) begin(ctx context.Context, password, directory string, limi
 		cancel: cancel,
 		done:   make(chan struct{}),
 		wake:   make(chan struct{}, 1),
+		cooled: make(chan struct{}, 1),
 		ready:  make(chan struct{}),
 		failed: make(chan struct{}),
 		out:    &output{to: s.set.Output},
@@ -235,6 +271,7 @@ func (s *Supervisor) begin(ctx context.Context, password, directory string, limi
 	var tasks sync.WaitGroup
 	tasks.Go(func() { s.supervise(ctx, r) })
 	tasks.Go(func() { s.applyPending(ctx, r) })
+	tasks.Go(func() { s.keepWarm(ctx, r) })
 	go func() {
 		defer close(r.done)
 		tasks.Wait()

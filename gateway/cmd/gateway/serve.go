@@ -136,6 +136,7 @@ func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	s.Deadlines.Guest, s.Deadlines.Boot = cfg.GuestTimeout, cfg.BootTimeout
 	s.Deadlines.Clone, s.Deadlines.Hold = cfg.CloneTimeout, cfg.HoldTimeout
 	s.MaxRunning, s.MaxFrozen, s.BootConcurrency, s.MaxHeld = cfg.MaxRunning, cfg.MaxFrozen, cfg.BootConcurrency, cfg.MaxHeld
+	s.Pool.Size = cfg.PoolSize
 	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
 	s.Deadlines.Snapshot, s.Deadlines.Restore = cfg.SnapshotTimeout, cfg.RestoreTimeout
 	s.Idle = lifecycle.Idle{

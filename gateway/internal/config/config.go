@@ -63,6 +63,7 @@ type Config struct {
 	MaxFrozen       int `env:"MAX_FROZEN" envDefault:"20"`
 	BootConcurrency int `env:"BOOT_CONCURRENCY" envDefault:"4"`
 	MaxHeld         int `env:"MAX_HELD" envDefault:"128"`
+	PoolSize        int `env:"POOL_SIZE" envDefault:"1"`
 
 	GuestTimeout   time.Duration `env:"GUEST_TIMEOUT" envDefault:"30s"`
 	BootTimeout    time.Duration `env:"BOOT_TIMEOUT" envDefault:"90s"`
@@ -238,6 +239,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxFrozen < 0 {
 		say("MAX_FROZEN", "0 (no bound) or more", "20")
+	}
+	if c.PoolSize < 0 {
+		say("POOL_SIZE", "0 (none) or more", "1")
 	}
 	c.validateLadder(say)
 	c.validateStore(say)

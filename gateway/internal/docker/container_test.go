@@ -313,13 +313,16 @@ func TestANameBelongsToOneContainer(t *testing.T) {
 func TestARunningContainerIsFoundUnderItsNewName(t *testing.T) {
 	ctx := testContext(t)
 	r := newRuntime(t)
-	c := run(t, r, "pool-1")
+	c := run(t, r, ".pool-1") // no sandbox has such an id
 	if err := r.Rename(ctx, c.ID, "claimed"); err != nil {
 		t.Fatal(err)
 	}
 	got, err := r.Find(ctx, "claimed")
-	if err != nil || got.Run() != c.Run() || got.GuestAddr != c.GuestAddr {
+	if err != nil || got.Run() != c.Run() || got.GuestAddr != c.GuestAddr || got.Volume != specOf(r, ".pool-1").Volume {
 		t.Fatalf("found %+v, %v; want the run of %+v", got, err, c)
+	}
+	if err := r.CreateVolume(ctx, got.Volume); err != nil {
+		t.Errorf("a volume that is there and ours: %v", err)
 	}
 }
 

@@ -45,6 +45,11 @@ func (r *Runtime) describe(resp container.InspectResponse) lifecycle.Container {
 		ExitCode:  resp.State.ExitCode,
 		OOMKilled: resp.State.OOMKilled,
 	}
+	for _, m := range resp.Mounts {
+		if m.Destination == guest.Home {
+			c.Volume = m.Name
+		}
+	}
 	if !alive(c.State) || resp.NetworkSettings == nil {
 		return c
 	}
@@ -143,7 +148,7 @@ func (r *Runtime) Alive(ctx context.Context, run lifecycle.Run) error {
 }
 
 // List returns the installation's containers, whatever their state. Addresses,
-// start times and exits are not filled in.
+// start times, exits and volumes are not filled in.
 func (r *Runtime) List(ctx context.Context) ([]lifecycle.Container, error) {
 	var all []lifecycle.Container
 	err := r.call(ctx, step{doing: "list the containers"}, func(ctx context.Context, e *engine) error {

@@ -53,10 +53,18 @@ func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Co
 		if len(made.Warnings) > 0 && r.warned.CompareAndSwap(false, true) {
 			r.log.WarnContext(ctx, "the container engine does not enforce every limit", "warnings", made.Warnings)
 		}
-		c = lifecycle.Container{ID: made.ID, SandboxID: spec.SandboxID, State: lifecycle.ContainerCreated}
+		c = lifecycle.Container{ID: made.ID, SandboxID: spec.SandboxID, State: lifecycle.ContainerCreated, Volume: spec.Volume}
 		return nil
 	})
 	return c, err
+}
+
+// CreateVolume makes a volume; one of that name that is ours is fine.
+func (r *Runtime) CreateVolume(ctx context.Context, name string) error {
+	return r.call(ctx, step{doing: "create a volume"}, func(ctx context.Context, e *engine) error {
+		_, err := r.ensureVolume(ctx, e, name)
+		return err
+	})
 }
 
 // config is the portable half of a container.

@@ -151,6 +151,7 @@ func everyCall(r *Runtime) map[string]func(context.Context) error {
 		"Unpause":      func(ctx context.Context) error { return r.Unpause(ctx, fakeID) },
 		"Rename":       func(ctx context.Context) error { return r.Rename(ctx, fakeID, "y") },
 		"Remove":       func(ctx context.Context) error { return r.Remove(ctx, fakeID) },
+		"CreateVolume": func(ctx context.Context) error { return r.CreateVolume(ctx, "home") },
 		"RemoveVolume": func(ctx context.Context) error { return r.RemoveVolume(ctx, "home") },
 		"Inspect":      func(ctx context.Context) error { _, err := r.Inspect(ctx, fakeID); return err },
 		"Find":         func(ctx context.Context) error { _, err := r.Find(ctx, "x"); return err },

@@ -32,7 +32,10 @@ func (m *Manager) bootSlot(ctx context.Context, b *box) (release func(), err err
 	defer cancel()
 	select {
 	case m.bootSlots <- struct{}{}:
-		return sync.OnceFunc(func() { <-m.bootSlots }), nil
+		return sync.OnceFunc(func() {
+			<-m.bootSlots
+			m.pool.stir()
+		}), nil
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return nil, &sandbox.Error{
@@ -115,11 +118,7 @@ func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Clie
 	if err != nil {
 		return nil, atStep(ctx, "container", err)
 	}
-	token := b.record().Secrets.Token
-	link := m.links.Register(cont, func(ctx context.Context, link Link) error {
-		return openCodeReady(ctx, guest.NewClient(m.links, link.GuestURL, token))
-	})
-	g := guest.NewClient(m.links, link.GuestURL, token)
+	link, g := m.connect(cont, b.record().Secrets.Token)
 	b.mu.Lock()
 	b.cont, b.link, b.guest, b.attached = cont, link, g, false
 	b.mu.Unlock()
@@ -127,6 +126,14 @@ func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Clie
 		return nil, atStep(ctx, "sandboxd", err)
 	}
 	return g, nil
+}
+
+// connect opens the path to a run of a container.
+func (m *Manager) connect(cont Container, token string) (Link, *guest.Client) {
+	link := m.links.Register(cont, func(ctx context.Context, link Link) error {
+		return openCodeReady(ctx, guest.NewClient(m.links, link.GuestURL, token))
+	})
+	return link, guest.NewClient(m.links, link.GuestURL, token)
 }
 
 // openCodeReady asks sandboxd whether OpenCode serves. After a crash it accepts
@@ -184,8 +191,10 @@ func (m *Manager) tail(ctx context.Context, id string) string {
 	return string(out)
 }
 
-// startOpenCode has sandboxd render the config and start OpenCode with it.
-func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, config Config) (guest.Applied, error) {
+// startOpenCode has sandboxd render the config and start OpenCode with it. To one
+// that runs already the config is given; reload says that the workspace has
+// changed, too.
+func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, config Config, reload bool) (guest.Applied, error) {
 	rendered, err := config.Over(m.settings.Defaults).Guest()
 	if err != nil {
 		return guest.Applied{}, err
@@ -196,7 +205,7 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 	ctx, cancel := context.WithTimeout(ctx, limit+slack)
 	defer cancel()
 	applied, err := g.Start(ctx, guest.StartRequest{
-		Password: rec.Secrets.Password, Config: rendered, Directory: rec.Directory, TimeoutMs: limit.Milliseconds(),
+		Password: rec.Secrets.Password, Config: rendered, Directory: rec.Directory, TimeoutMs: limit.Milliseconds(), Reload: reload,
 	})
 	if err != nil {
 		return applied, fmt.Errorf("starting OpenCode: %w", err)

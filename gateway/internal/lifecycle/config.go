@@ -203,6 +203,15 @@ func (c Config) Guest() (guest.Config, error) {
 	return g, nil
 }
 
+// keys are those of all that the config has rendered.
+func (c Config) keys() []string {
+	keys := []string{guest.KeyOpenCode, guest.KeyAgentsMD, guest.KeyAuth}
+	for _, f := range c.Files {
+		keys = append(keys, f.Key())
+	}
+	return keys
+}
+
 // CountWritten is the contract's filesWritten: of what was written, the part
 // that this config asked for.
 func (c Config) CountWritten(written []string) int {

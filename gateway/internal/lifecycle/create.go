@@ -148,10 +148,18 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	if p.repo != nil {
 		rec.GitURL, rec.GitBranch = p.repo.URL, p.repo.Branch
 	}
+	mem := m.pool.lend(ctx, p)
+	if mem != nil {
+		rec.Volume, rec.ContainerID = mem.volume(), mem.cont.ID
+		rec.Secrets.Token, rec.Secrets.Password = mem.token, mem.password
+	}
 	b.mu.Lock()
 	b.rec, b.lastActive, b.lastRequest = rec, now, now
 	b.mu.Unlock()
 	defer func() {
+		if mem != nil {
+			defer m.pool.settle(ctx, mem, err)
+		}
 		if err == nil {
 			return
 		}
@@ -163,12 +171,48 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 			return
 		}
 		m.log.Warn("create failed", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "error", err)
-		if undo := m.destroy(m.base, b); undo != nil {
+		if undo := m.destroy(m.base, b); undo != nil { //nolint:contextcheck // what was made goes, whoever ended the create
 			m.log.Error("what a failed create made could not be removed yet", "sandboxId", p.id, "error", undo)
 		}
 	}()
 	if err := m.addRecord(ctx, b, rec); err != nil {
 		return 0, atStep(ctx, "record", err)
+	}
+	if written, err = m.createSomehow(ctx, b, mem, p); err != nil {
+		return 0, err
+	}
+	b.mu.Lock()
+	containerID := b.cont.ID
+	b.mu.Unlock()
+	if err := m.save(ctx, b, func(r *Record) { r.Phase, r.ContainerID = PhaseReady, containerID }); err != nil {
+		return 0, atStep(ctx, "record", err)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return 0, err // deleted at the last moment
+	}
+	if err := m.become(b, stateRunning, false); err != nil {
+		return 0, err
+	}
+	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "fromPool", mem != nil && mem.cont.ID == containerID)
+	m.notify(rec, sandbox.EventSandboxCreated, map[string]any{"filesWritten": written})
+	return written, nil
+}
+
+// createSomehow makes the sandbox of a member of the pool, or of a new container
+// if there is none, or none that is of use.
+func (m *Manager) createSomehow(ctx context.Context, b *box, mem *claimed, p plan) (written int, err error) {
+	if mem != nil {
+		written, err = m.createFrom(ctx, b, mem, p)
+		fault, ok := errors.AsType[memberError](err)
+		switch {
+		case ctx.Err() != nil:
+			return 0, atStepOrNil(ctx, "pool", err)
+		case !ok:
+			return written, err
+		}
+		if err := m.replaceMember(ctx, b, mem, fault.error); err != nil {
+			return 0, err
+		}
 	}
 	release, err := m.bootSlot(ctx, b)
 	if err != nil {
@@ -180,21 +224,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 		return 0, err
 	}
 	p.mirrored = mirrored
-	if written, err = m.bring(ctx, b, cont, p, release); err != nil {
-		return 0, err
-	}
-	if err := m.save(ctx, b, func(r *Record) { r.Phase, r.ContainerID = PhaseReady, cont.ID }); err != nil {
-		return 0, atStep(ctx, "record", err)
-	}
-	if err := context.Cause(ctx); err != nil {
-		return 0, err // deleted at the last moment
-	}
-	if err := m.become(b, stateRunning, false); err != nil {
-		return 0, err
-	}
-	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began))
-	m.notify(rec, sandbox.EventSandboxCreated, map[string]any{"filesWritten": written})
-	return written, nil
+	return m.bring(ctx, b, cont, p, release)
 }
 
 // prepare makes the container and the room in the store, and finds out whether a
@@ -207,15 +237,20 @@ func (m *Manager) prepare(ctx context.Context, b *box) (cont Container, mirrored
 		return atStepOrNil(ctx, "container", err)
 	})
 	group.Go(func() (err error) {
-		groupCtx, cancel := context.WithTimeout(groupCtx, m.settings.Deadlines.Store)
-		defer cancel()
-		if err := m.workspaces.Begin(groupCtx, rec.ref()); err != nil {
-			return atStep(ctx, "store", err)
-		}
-		mirrored, err = m.workspaces.Mirrored(groupCtx, rec.SandboxID)
+		mirrored, err = m.makeRoom(groupCtx, rec)
 		return atStepOrNil(ctx, "store", err)
 	})
 	return cont, mirrored, group.Wait()
+}
+
+// makeRoom makes the room in the store, and finds out whether a mirror is there.
+func (m *Manager) makeRoom(ctx context.Context, rec Record) (mirrored bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
+	defer cancel()
+	if err := m.workspaces.Begin(ctx, rec.ref()); err != nil {
+		return false, err
+	}
+	return m.workspaces.Mirrored(ctx, rec.SandboxID)
 }
 
 func secret() string { return rand.Text() + rand.Text() }
@@ -277,7 +312,7 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		defer release()
-		applied, err = m.startOpenCode(groupCtx, b, g, p.config)
+		applied, err = m.startOpenCode(groupCtx, b, g, p.config, false)
 		return atStepOrNil(ctx, "opencode", err)
 	})
 	if p.repo != nil && !elsewhere {
@@ -286,11 +321,16 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 	if err := group.Wait(); err != nil {
 		return 0, err
 	}
+	m.serves(b)
+	return p.config.CountWritten(applied.Written), nil
+}
+
+// serves notes that a new sandbox is what was asked for.
+func (m *Manager) serves(b *box) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.attached = true
 	b.soilLocked()
-	b.mu.Unlock()
-	return p.config.CountWritten(applied.Written), nil
 }
 
 // importMirror begins a workspace with the files of a mirror.

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -134,18 +135,28 @@ func (m *Manager) removeFromEngine(ctx context.Context, rec Record, id string) e
 	// By name: a create that was interrupted has not noted the container's id.
 	cont, err := m.runtime.Find(ctx, id)
 	switch {
-	case err == nil:
+	case errors.Is(err, ErrNoContainer):
+		cont = Container{ID: rec.ContainerID} // it has the name of a member of the pool still
+	case err != nil:
+		return err
+	}
+	if cont.ID != "" {
 		if err := m.runtime.Remove(ctx, cont.ID); err != nil && !errors.Is(err, ErrNoContainer) {
 			return err
 		}
-	case !errors.Is(err, ErrNoContainer):
-		return err
 	}
-	if rec.Volume == "" {
-		return nil
+	// A record that cannot be read does not say which volume it is.
+	volumes := []string{cmp.Or(rec.Volume, cont.Volume)}
+	if is, _ := memberVolume(volumes[0]); is {
+		volumes = append(volumes, volumes[0]+freeSuffix)
 	}
-	if err := m.runtime.RemoveVolume(ctx, rec.Volume); err != nil && !errors.Is(err, ErrNoContainer) {
-		return err
+	for _, name := range volumes {
+		if name == "" {
+			continue
+		}
+		if err := m.runtime.RemoveVolume(ctx, name); err != nil && !errors.Is(err, ErrNoContainer) {
+			return err
+		}
 	}
 	return nil
 }

@@ -39,7 +39,9 @@ type world struct {
 	records    map[string]Stored
 	snapshots  map[string][]Snapshot // by sandbox id, the newest first
 	mirrors    map[string]bool
-	oldImage   bool // every container is of one
+	oldImage   bool   // every container is of one
+	outdated   string // the container that is of one
+	restarts   int    // of OpenCode
 	status     guest.Status
 	unreadable map[string]error
 	serial     int
@@ -51,6 +53,7 @@ type world struct {
 	notices    []string
 	dropped    []Run
 	execs      []guest.ExecRequest
+	starts     []guest.StartRequest
 	execReply  guest.ExecEvent
 	execStderr string
 	server     *httptest.Server
@@ -210,6 +213,16 @@ func (w *world) die(m *Manager, sandboxID string, exitCode int) {
 
 func (w *world) Ready(ctx context.Context) error { return w.step(ctx, "Ready") }
 
+func (w *world) CreateVolume(ctx context.Context, name string) error {
+	if err := w.step(ctx, "CreateVolume"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.volumes[name] = true
+	return nil
+}
+
 func (w *world) Create(ctx context.Context, spec Spec) (Container, error) {
 	if err := w.step(ctx, "Create"); err != nil {
 		return Container{}, err
@@ -222,7 +235,7 @@ func (w *world) Create(ctx context.Context, spec Spec) (Container, error) {
 		}
 	}
 	w.serial++
-	c := &Container{ID: "c" + strconv.Itoa(w.serial), SandboxID: spec.SandboxID, State: ContainerCreated}
+	c := &Container{ID: "c" + strconv.Itoa(w.serial), SandboxID: spec.SandboxID, State: ContainerCreated, Volume: spec.Volume}
 	w.containers[c.ID], w.volumes[spec.Volume] = c, true
 	return *c, nil
 }
@@ -278,7 +291,11 @@ func (w *world) Rename(ctx context.Context, id, sandboxID string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.containers[id].SandboxID = sandboxID
+	c := w.containers[id]
+	if c == nil {
+		return ErrNoContainer
+	}
+	c.SandboxID = sandboxID
 	return nil
 }
 
@@ -314,11 +331,14 @@ func (w *world) Inspect(ctx context.Context, id string) (Container, error) {
 	return Container{}, ErrNoContainer
 }
 
-func (w *world) Current(ctx context.Context, _ string) (bool, error) {
+func (w *world) Current(ctx context.Context, id string) (bool, error) {
 	err := w.step(ctx, "Current")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.oldImage, err
+	if err == nil && w.containers[id] == nil {
+		err = ErrNoContainer
+	}
+	return !w.oldImage && w.outdated != id, err
 }
 
 func (w *world) Find(ctx context.Context, sandboxID string) (Container, error) {
@@ -576,7 +596,16 @@ func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch r.URL.Path {
-	case guest.RouteStart, guest.RouteConfig:
+	case guest.RouteStart:
+		var req guest.StartRequest
+		_ = json.NewDecoder(r.Body).Decode(&req)
+		w.mu.Lock()
+		w.starts = append(w.starts, req)
+		w.mu.Unlock()
+		_ = json.NewEncoder(rw).Encode(guest.Applied{Written: []string{guest.KeyOpenCode}})
+	case "/session/status":
+		_, _ = rw.Write([]byte("{}"))
+	case guest.RouteConfig:
 		_ = json.NewEncoder(rw).Encode(guest.Applied{Written: []string{guest.KeyOpenCode}})
 	case guest.RouteExec:
 		var req guest.ExecRequest
@@ -592,7 +621,10 @@ func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set(guest.TypeHeader, "directory")
 		_ = json.NewEncoder(rw).Encode(guest.Listing{Entries: w.listing})
 	case guest.RouteOpenCode:
-		_ = json.NewEncoder(rw).Encode(guest.OpenCode{State: guest.StateReady})
+		w.mu.Lock()
+		restarts := w.restarts
+		w.mu.Unlock()
+		_ = json.NewEncoder(rw).Encode(guest.OpenCode{State: guest.StateReady, Restarts: restarts})
 	default:
 		w.mu.Lock()
 		status := w.status

@@ -75,6 +75,8 @@ type Settings struct {
 	GitProtocols []string
 	// ReconcileEvery is the period of the comparison of store and engine.
 	ReconcileEvery time.Duration
+	// Pool says what is kept ready for creates.
+	Pool Pool
 	// Idle says when sandboxes are put to sleep that say nothing else.
 	Idle Idle
 	// LookEvery is how often that is looked at.
@@ -99,6 +101,7 @@ func DefaultSettings() Settings {
 		MaxHeld:         128,
 		GitProtocols:    DefaultGitProtocols(),
 		ReconcileEvery:  time.Minute,
+		Pool:            DefaultPool(),
 		Idle:            DefaultIdle(),
 		LookEvery:       time.Second,
 		PersistPause:    2 * time.Second,
@@ -122,6 +125,7 @@ type Manager struct {
 	shutdown  context.CancelCauseFunc
 	work      sync.WaitGroup
 	bootSlots chan struct{}
+	pool      *pool
 	occupied  atomic.Int64
 	shrinking sync.Mutex // one at a time
 	// refused counts who found no room since the last look.
@@ -189,12 +193,14 @@ type box struct {
 // New makes a Manager. Start must be called before it serves.
 func New(settings Settings, runtime Runtime, store Store, workspaces Workspaces, links Links, notices Notices, log *slog.Logger) *Manager {
 	base, shutdown := context.WithCancelCause(context.Background())
-	return &Manager{
+	m := &Manager{
 		settings: settings, runtime: runtime, store: store, workspaces: workspaces, links: links, notices: notices, log: log,
 		base: base, shutdown: shutdown,
 		bootSlots: make(chan struct{}, max(1, settings.BootConcurrency)),
 		boxes:     map[string]*box{}, warned: map[string]bool{},
 	}
+	m.pool = newPool(m)
+	return m
 }
 
 // Start loads the records and begins to follow the engine in the background.
@@ -207,6 +213,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.work.Go(m.follow)
 	m.work.Go(m.tick)
 	m.work.Go(m.look)
+	m.work.Go(m.pool.run)
 	return nil
 }
 

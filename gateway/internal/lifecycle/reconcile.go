@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -74,6 +75,7 @@ func (m *Manager) follow() {
 	for m.base.Err() == nil {
 		err := m.runtime.Events(m.base, func() {
 			pause = least
+			m.pool.heal()
 			m.work.Go(func() { m.reconcile(m.base) })
 		}, m.observe)
 		if m.base.Err() != nil {
@@ -108,6 +110,10 @@ func (m *Manager) observe(e Event) {
 	switch e.Kind {
 	case EventDied, EventDestroyed, EventPaused, EventOOM:
 	default:
+		return
+	}
+	if isMember(e.SandboxID) && (e.Kind == EventDied || e.Kind == EventDestroyed) {
+		m.pool.lost(e.SandboxID)
 		return
 	}
 	b := m.find(e.SandboxID)
@@ -201,6 +207,10 @@ func (m *Manager) reconcile(ctx context.Context) {
 }
 
 func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
+	if isMember(c.SandboxID) {
+		m.reconcileMember(ctx, c)
+		return
+	}
 	b := m.find(c.SandboxID)
 	if b == nil {
 		m.log.Warn("removing a container that has no record", "containerId", c.ID, "sandboxId", c.SandboxID)
@@ -219,6 +229,44 @@ func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
 		m.verify(ctx, b)
 	case st == stateArchived:
 		m.removeLeftover(ctx, b, c)
+	}
+}
+
+// reconcileMember removes a member of a pool that is no more, such as that of the
+// gateway before this one.
+func (m *Manager) reconcileMember(ctx context.Context, c Container) {
+	if m.pool.has(c.SandboxID) {
+		return
+	}
+	// It may have become a sandbox since it was listed.
+	now, err := m.runtime.Inspect(ctx, c.ID)
+	if err != nil || now.SandboxID != c.SandboxID {
+		return
+	}
+	m.log.Info("removing a container that was to be ready ahead", "containerId", c.ID)
+	if err := m.runtime.Remove(ctx, c.ID); err != nil && !errors.Is(err, ErrNoContainer) {
+		m.log.Warn("a container could not be removed yet", "containerId", c.ID, "error", err)
+	}
+}
+
+// reconcileMemberVolumes removes the volumes of a pool that is no more: those that
+// are marked as free. What a create has taken is a sandbox's, if of another store.
+func (m *Manager) reconcileMemberVolumes(ctx context.Context, volumes []string, wanted map[string]bool) {
+	for _, mark := range volumes {
+		if _, free := memberVolume(mark); !free || wanted[mark] {
+			continue
+		}
+		disk := strings.TrimSuffix(mark, freeSuffix)
+		if wanted[disk] {
+			continue // a create is taking it
+		}
+		m.log.Info("removing the volume of a container that was to be ready ahead", "volume", disk)
+		for _, name := range []string{disk, mark} {
+			if err := m.runtime.RemoveVolume(ctx, name); err != nil && !errors.Is(err, ErrNoContainer) {
+				m.log.Warn("a volume could not be removed yet", "volume", name, "error", err)
+				break
+			}
+		}
 	}
 }
 
@@ -308,6 +356,9 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		return
 	}
 	wanted, keepAll := map[string]bool{}, false
+	for _, v := range m.pool.volumes() { // before the records: what leaves the pool is on one
+		wanted[v] = true
+	}
 	for _, b := range m.all() {
 		b.mu.Lock()
 		rec, st := b.rec, b.state
@@ -326,11 +377,12 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 			m.regain(b)
 		}
 	}
+	m.reconcileMemberVolumes(ctx, volumes, wanted)
 	if keepAll {
 		return
 	}
 	for _, v := range volumes {
-		if wanted[v] {
+		if _, free := memberVolume(v); free || wanted[v] || slices.Contains(volumes, v+freeSuffix) {
 			continue
 		}
 		if id := sandboxOfVolume(v); id == "" || m.find(id) == nil {

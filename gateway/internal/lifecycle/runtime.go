@@ -22,6 +22,8 @@ var ErrNoContainer = errors.New("no such container")
 type Runtime interface {
 	// Ready returns nil when the engine answers, is new enough and has the image.
 	Ready(ctx context.Context) error
+	// CreateVolume makes a volume; one of that name that is ours is fine.
+	CreateVolume(ctx context.Context, name string) error
 	// Create makes the volume (if absent) and the container, not started.
 	Create(ctx context.Context, spec Spec) (Container, error)
 	// Start starts a created or exited container and returns it with addresses.
@@ -46,7 +48,7 @@ type Runtime interface {
 	// Find finds the container that has a sandbox's name.
 	Find(ctx context.Context, sandboxID string) (Container, error)
 	// List returns the installation's containers, whatever their state.
-	// Addresses, StartedAt and ExitCode are not filled in.
+	// Addresses, StartedAt, ExitCode and Volume are not filled in.
 	List(ctx context.Context) ([]Container, error)
 	// Volumes returns the names of the installation's volumes.
 	Volumes(ctx context.Context) ([]string, error)
@@ -92,6 +94,7 @@ type Container struct {
 	StartedAt string
 	ExitCode  int
 	OOMKilled bool
+	Volume    string // the home's; List does not fill it in
 	// GuestAddr and OpenCodeAddr are host:port as the gateway can dial them;
 	// empty while the container does not run.
 	GuestAddr    string

@@ -421,10 +421,10 @@ func (m *Manager) startWith(ctx context.Context, b *box, g *guest.Client, next *
 		if err != nil {
 			return 0, atStep(ctx, "config", err)
 		}
-		_, err = m.startOpenCode(ctx, b, g, config)
+		_, err = m.startOpenCode(ctx, b, g, config, false)
 		return 0, atStepOrNil(ctx, "opencode", err)
 	}
-	applied, err := m.startOpenCode(ctx, b, g, next.config)
+	applied, err := m.startOpenCode(ctx, b, g, next.config, false)
 	if err != nil {
 		return 0, atStep(ctx, "opencode", err)
 	}

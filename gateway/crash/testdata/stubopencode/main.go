@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +36,20 @@ func main() {
 	}
 	server := &http.Server{Handler: http.HandlerFunc(serve), ReadHeaderTimeout: 10 * time.Second}
 	panic(server.Serve(listener))
+}
+
+// askModels asks every model of the config.
+func askModels() {
+	var config struct {
+		Provider map[string]struct{ Options struct{ BaseURL string } }
+	}
+	raw, _ := os.ReadFile(filepath.Join(os.Getenv("OPENCODE_CONFIG_DIR"), "opencode.json"))
+	_ = json.Unmarshal(raw, &config)
+	for _, p := range config.Provider {
+		if reply, err := http.Post(p.Options.BaseURL+"/chat/completions", "application/json", strings.NewReader("{}")); err == nil { //nolint:gosec,noctx // a test's
+			_ = reply.Body.Close()
+		}
+	}
 }
 
 // keep makes a file that no other start makes the same, unless it is there.
@@ -58,6 +74,10 @@ func serve(w http.ResponseWriter, r *http.Request) {
 		answer = `{"healthy":true,"version":"stub"}`
 	case "/pty":
 		answer = `[]`
+	case "/session":
+		answer = `{"id":"ses_stub"}`
+	case "/session/ses_stub/message":
+		askModels()
 	}
 	_, _ = fmt.Fprint(w, answer) // whoever asked may have left
 }
