@@ -149,6 +149,7 @@ func everyCall(r *Runtime) map[string]func(context.Context) error {
 		"Stop":         func(ctx context.Context) error { return r.Stop(ctx, fakeID, time.Second) },
 		"Pause":        func(ctx context.Context) error { return r.Pause(ctx, fakeID) },
 		"Unpause":      func(ctx context.Context) error { return r.Unpause(ctx, fakeID) },
+		"Shrink":       func(ctx context.Context) error { return r.Shrink(ctx, fakeID) },
 		"Rename":       func(ctx context.Context) error { return r.Rename(ctx, fakeID, "y") },
 		"Remove":       func(ctx context.Context) error { return r.Remove(ctx, fakeID) },
 		"CreateVolume": func(ctx context.Context) error { return r.CreateVolume(ctx, "home") },

@@ -73,7 +73,11 @@ func TestALimitThatWasLeftLowIsPutBackBeforeTheContainerRuns(t *testing.T) {
 			}
 			// As a gateway does that is killed at that moment.
 			update := container.UpdateConfig{Resources: container.Resources{Memory: shrunkMemory, MemorySwap: 64 * mebibyte}}
-			if _, err := world.cli.ContainerUpdate(ctx, c.ID, update); err != nil {
+			e, err := r.connect(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.cli.ContainerUpdate(ctx, c.ID, update); err != nil {
 				t.Fatal(err)
 			}
 			if err := again(); err != nil {
