@@ -42,11 +42,17 @@ func newRig(b *testing.B) *rig {
 		"S3_ENDPOINT="+server.Endpoint, "S3_BUCKET="+server.Bucket, "S3_REGION=us-east-1", "S3_PREFIX=gateway/",
 		"S3_ACCESS_KEY_ID="+server.AccessKey, "S3_SECRET_ACCESS_KEY="+server.SecretKey,
 		"SEALING_KEY="+strings.Repeat("5c", 32),
-		"FREEZE_AFTER=0", "STOP_AFTER=0", "ARCHIVE_AFTER=0", // nothing sleeps but when it is told to
+		noPool, "FREEZE_AFTER=0", "STOP_AFTER=0", "ARCHIVE_AFTER=0", // nothing sleeps but when it is told to
 	)
 	if err != nil {
 		b.Fatal(err)
 	}
+	return ownRig(b, g, server)
+}
+
+// ownRig takes a gateway over, and destroys it with the benchmark.
+func ownRig(b *testing.B, g *gateway, server *storetest.Server) *rig {
+	b.Helper()
 	b.Cleanup(func() {
 		if err := g.destroy(); err != nil {
 			b.Error(err)

@@ -107,21 +107,26 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // PeakMemory is the most memory that the process ever had resident, in bytes. Only
 // Linux says so.
-func (p *Process) PeakMemory() (int64, error) {
+func (p *Process) PeakMemory() (int64, error) { return p.memory("VmHWM:") }
+
+// Memory is how much memory the process has resident, in bytes. Only Linux says so.
+func (p *Process) Memory() (int64, error) { return p.memory("VmRSS:") }
+
+func (p *Process) memory(field string) (int64, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
-		return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+		return 0, fmt.Errorf("reading how much memory a process has: %w", err)
 	}
 	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			var kib int64
 			if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
-				return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+				return 0, fmt.Errorf("reading how much memory a process has: %w", err)
 			}
 			return kib * 1024, nil
 		}
 	}
-	return 0, errors.New("the kernel does not say how much memory a process has had")
+	return 0, errors.New("the kernel does not say how much memory a process has")
 }
 
 // CPUTime is the processor time that the process has used, in steps of 10 ms. Only

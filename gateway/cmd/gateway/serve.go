@@ -36,6 +36,7 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer profile(ctx, log)()
 	token, err := openDataDir(&cfg, log)
 	if err != nil {
 		return err
