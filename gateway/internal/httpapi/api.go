@@ -178,24 +178,25 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		h.Set(requestIDHeader, id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
-		// Who is not let in must not hold a connection either: what it sends is
-		// read, before it gets its answer, for this long at the most.
-		_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
 		stranger, err := a.admit(c)
-		switch {
-		case err != nil:
-			h.Set("Connection", "close")
-		case !stranger:
-			_ = control.SetReadDeadline(time.Time{})
+		if stranger {
+			// Who is not let in must not hold a connection either: what it sends is
+			// read, before it gets its answer, for this long at the most. (The server
+			// ends this deadline before the connection's next request.)
+			_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
 		}
-		if err == nil {
+		if err != nil {
+			h.Set("Connection", "close")
+		} else {
 			err = next(c)
 		}
 		if err != nil {
 			c.Error(err)
 		}
-		a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
-			"status", c.Response().Status, "duration", time.Since(began))
+		if a.Log.Enabled(r.Context(), slog.LevelDebug) { // else the line's values would be made for nothing
+			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
+				"status", c.Response().Status, "duration", time.Since(began))
+		}
 		return nil
 	}
 }

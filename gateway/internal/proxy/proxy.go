@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -87,6 +88,11 @@ func (r Request) whenOver(end context.CancelCauseFunc) (forget func()) {
 	return func() { stop() }
 }
 
+// flushInterval is how long what came of a reply that says its length may wait for
+// more of it, so that a small one goes out whole. What has no length, such as a
+// stream of events, never waits.
+const flushInterval = 5 * time.Millisecond
+
 // Proxy carries requests to OpenCode. Safe for concurrent use.
 type Proxy struct {
 	reverse *httputil.ReverseProxy
@@ -105,7 +111,7 @@ func New(transport *Transport, settings Settings) *Proxy {
 		Rewrite:        rewrite,
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   keepError,
-		FlushInterval:  -1,
+		FlushInterval:  flushInterval,
 		BufferPool:     border.NewBuffers(),
 		ErrorLog:       slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
@@ -153,6 +159,12 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 	body, leave := out.Upload(r, p.maxBody)
 	defer leave()
 	in.Body = body
+	defer func() {
+		if broken := recover(); broken != nil {
+			_ = http.NewResponseController(out).Flush() // what came before it broke is the client's
+			panic(broken)
+		}
+	}()
 	p.reverse.ServeHTTP(out, in)
 	if x.err == nil {
 		return nil
