@@ -372,7 +372,11 @@ func (r *rig) profile(name string, lasting time.Duration) (stop func()) {
 		}
 	}
 	var all sync.WaitGroup
-	all.Go(func() { keep("cpu", fmt.Sprintf("profile?seconds=%d", int(lasting.Seconds()))) })
+	all.Go(func() {
+		keep("cpu", fmt.Sprintf("profile?seconds=%d", int(lasting.Seconds())))
+		keep("heap", "heap?gc=1")
+		keep("goroutines", "goroutine?debug=1")
+	})
 	return func() {
 		all.Wait()
 		keep("allocs", "allocs")
@@ -397,7 +401,9 @@ func BenchmarkEventStreams(b *testing.B) {
 	count := int(lasting.Milliseconds() / every)
 	before := r.resident()
 	base, _ := r.streams(backends, streams, count, every)
+	stop := r.profile("events", lasting/2)
 	came, most := r.streams(gateways, streams, count, every)
+	stop()
 	name := fmt.Sprintf("%d event streams in %d sandboxes for %s", streams, sandboxes, lasting)
 	report.Add(b,
 		benchreport.Row{

@@ -454,16 +454,22 @@ func (r *rig) direct(ctx context.Context, url string) {
 	}
 }
 
-// engine has the engine do something with a container through its API: the
-// command line adds the start of a process to it.
+// engine has the engine do something with a container.
 func engine(ctx context.Context, b *testing.B, container, action string) {
+	b.Helper()
+	engineSays(ctx, b, http.MethodPost, "/containers/"+container+"/"+action, http.StatusNoContent)
+}
+
+// engineSays asks the engine through its API: the command line adds the start of a
+// process to what it does.
+func engineSays(ctx context.Context, b *testing.B, method, path string, want int) []byte {
 	b.Helper()
 	network, address, _ := strings.Cut(cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"), "://")
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, address)
 	}}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://engine/containers/"+container+"/"+action, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, method, "http://engine"+path, http.NoBody)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -472,9 +478,11 @@ func engine(ctx context.Context, b *testing.B, container, action string) {
 		b.Fatal(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if raw, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusNoContent {
-		b.Fatalf("%s %s: %d %s %v", action, container, resp.StatusCode, raw, err)
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != want {
+		b.Fatalf("%s %s: %d %s %v", method, path, resp.StatusCode, raw, err)
 	}
+	return raw
 }
 
 // BenchmarkWake is about the first answer of a sandbox that slept. That of an

@@ -50,17 +50,21 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	return kept.hold(ctx, func(ctx context.Context) error { return serveFrom(ctx, cfg, token, kept, log) })
 }
 
-// untouchedHeap lets a quarter of it in garbage gather, in bytes, before it is collected.
-const untouchedHeap = 32 << 20
+// As much garbage gathers before it is collected as garbagePercent of what is in
+// use and of untouchedHeap, which is in bytes, together.
+const (
+	garbagePercent = 15
+	untouchedHeap  = 64 << 20
+)
 
 // serveFrom serves what is in a store.
 func serveFrom(ctx context.Context, cfg config.Config, token string, kept *storage, log *slog.Logger) error {
-	// Snapshots make garbage in pieces of megabytes. Collecting it four times as
+	// Snapshots make garbage in pieces of megabytes. Collecting it several times as
 	// often as usual costs little then, and keeps the memory near what is in use.
 	// Requests make it in pieces of bytes, and the same would collect it dozens of
 	// times a second. So the heap counts as larger by what is never touched, and takes
 	// up no memory.
-	debug.SetGCPercent(25)
+	debug.SetGCPercent(garbagePercent)
 	untouched := make([]byte, untouchedHeap)
 	defer runtime.KeepAlive(untouched)
 	engine, err := newEngine(cfg, log)

@@ -93,9 +93,17 @@ func (r Request) whenOver(end context.CancelCauseFunc) (forget func()) {
 // stream of events, never waits.
 const flushInterval = 5 * time.Millisecond
 
+// Bodies are carried in pieces of bufferSize at the most, event streams in pieces of
+// streamBufferSize: one holds its buffer for as long as it lasts.
+const (
+	bufferSize       = 64 << 10
+	streamBufferSize = 4 << 10
+)
+
 // Proxy carries requests to OpenCode. Safe for concurrent use.
 type Proxy struct {
 	reverse *httputil.ReverseProxy
+	streams *httputil.ReverseProxy // the same for event streams, of which there are many and which say little
 	maxBody int64
 	log     *slog.Logger
 }
@@ -112,9 +120,12 @@ func New(transport *Transport, settings Settings) *Proxy {
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   keepError,
 		FlushInterval:  flushInterval,
-		BufferPool:     border.NewBuffers(),
+		BufferPool:     border.NewBuffers(bufferSize),
 		ErrorLog:       slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
+	streams := *p.reverse
+	streams.BufferPool = border.NewBuffers(streamBufferSize)
+	p.streams = &streams
 	return p
 }
 

@@ -93,6 +93,9 @@ const (
 	// connection costs a question to sandboxd, or to the engine.
 	maxIdlePerPort = 128
 
+	// writeBufferSize has room for most requests' headers; larger bodies pass it by.
+	writeBufferSize = 2 << 10
+
 	keySuffix = ".run"
 )
 
@@ -137,6 +140,7 @@ func NewTransport(alive AliveFunc, settings TransportSettings) *Transport {
 		Protocols:              protocols,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
+		WriteBufferSize:        writeBufferSize,
 		MaxIdleConnsPerHost:    maxIdlePerPort,
 		IdleConnTimeout:        t.settings.IdleTimeout,
 		ExpectContinueTimeout:  time.Second,
