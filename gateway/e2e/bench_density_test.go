@@ -27,7 +27,7 @@ import (
 // archived: how long it takes to start, and what memory it needs.
 func BenchmarkRecords(b *testing.B) {
 	r := newStubRig(b)
-	ready0, idle0 := r.boots(benchreport.Few(5))
+	ready0, idle0 := r.boots(benchreport.Few(3))
 	had := 0
 	defer func() {
 		// One after the other through the API would take longer than all the rest.
@@ -47,7 +47,7 @@ func BenchmarkRecords(b *testing.B) {
 		if err := r.gateway.run(); err != nil {
 			b.Fatal(err)
 		}
-		ready, idle := r.boots(benchreport.Few(5))
+		ready, idle := r.boots(benchreport.Few(3))
 		readyRow := benchreport.Row{
 			Name: fmt.Sprintf("start with %d records until it is ready", n), Unit: "s", Samples: ready,
 			Baseline: benchreport.Against("start without records", ready0), Aim: benchreport.AtMost("max", 1),
@@ -129,7 +129,7 @@ func BenchmarkMemory(b *testing.B) {
 	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
 	defer cancel()
 	var fresh, used, frozen, alone, aloneUsed []float64
-	for i := range benchreport.Few(3) {
+	for i := range benchreport.Few(2) {
 		base := r.runAlone(ctx, b, "alone")
 		alone = append(alone, memoryOf(ctx, b, base.name))
 		base.firstAnswer(ctx, b)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/shared/benchreport"
+	"github.com/agentpod/agentpod/shared/processtest"
 )
 
 // noPool has a gateway make every sandbox when it is asked for.
@@ -51,7 +52,7 @@ func (r *rig) backend(id string) endpoint {
 // through is how it is reached through the gateway.
 func (r *rig) through(id string) endpoint {
 	return endpoint{
-		name: "gateway", addr: r.Addr, prefix: "/sandbox/" + id + "/opencode", header: "Authorization: Bearer " + r.token + "\r\n",
+		name: "gateway", addr: r.Addr, prefix: "/sandbox/" + id + "/opencode", header: "Authorization: Bearer " + r.token + "\r\n", pid: r.PID(),
 	}
 }
 
@@ -119,11 +120,11 @@ http {
 	}
 }
 `, dir, nginx, backend.addr))
-	background(b, dir, caddy, "caddy", "run", "--adapter", "caddyfile", "--config", caddyfile)
-	background(b, dir, nginx, "nginx", "-p", dir, "-e", "/dev/null", "-c", nginxConf)
+	caddyPID := background(b, dir, caddy, "caddy", "run", "--adapter", "caddyfile", "--config", caddyfile)
+	nginxPID := background(b, dir, nginx, "nginx", "-p", dir, "-e", "/dev/null", "-c", nginxConf)
 	report.With(version(b, "Caddy ", "caddy", "version"))
 	report.With(version(b, "", "nginx", "-v"))
-	return []endpoint{{name: "Caddy", addr: caddy}, {name: "nginx", addr: nginx}}
+	return []endpoint{{name: "Caddy", addr: caddy, pid: caddyPID}, {name: "nginx", addr: nginx, pid: nginxPID}}
 }
 
 func version(b *testing.B, before string, command ...string) string {
@@ -147,8 +148,9 @@ func freeAddr(b *testing.B) string {
 	return listener.Addr().String()
 }
 
-// background runs a server until the benchmark ends, and returns once it listens.
-func background(b *testing.B, home, addr string, command ...string) {
+// background runs a server until the benchmark ends, and returns its number once it
+// listens.
+func background(b *testing.B, home, addr string, command ...string) (pid int) {
 	b.Helper()
 	cmd := exec.Command(command[0], command[1:]...) //nolint:gosec,noctx // our own, ended below
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "AGENTPOD_TEST_RUN=" + os.Getenv("AGENTPOD_TEST_RUN")}
@@ -169,7 +171,7 @@ func background(b *testing.B, home, addr string, command ...string) {
 		w, err := endpoint{addr: addr}.dial(ctx)
 		if err == nil {
 			_ = w.Close()
-			return
+			return cmd.Process.Pid
 		}
 		select {
 		case <-tick.C:
@@ -261,16 +263,28 @@ func proxyAtRate(b *testing.B, ways []endpoint, r *rig) {
 func proxySaturated(b *testing.B, ways []endpoint, r *rig) {
 	const wires, lasting = 64, 2 * time.Second
 	all := pools(b, ways, wires)
-	samples := make([][]float64, len(ways))
+	samples, cost := make([][]float64, len(ways)), make([][]float64, len(ways))
+	used := func(way endpoint) time.Duration {
+		if way.pid == 0 {
+			return 0
+		}
+		all, err := processtest.CPUTime(way.pid)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return all
+	}
 	turns(benchreport.Few(5), ways, func(way int) {
 		if way == gateway0 {
 			defer r.profile("saturation", lasting)()
 		}
-		rate, err := all[way].saturate(lasting)
+		before := used(ways[way])
+		requests, rate, err := all[way].saturate(lasting)
 		if err != nil {
 			b.Fatalf("%s: %v", ways[way].name, err)
 		}
 		samples[way] = append(samples[way], rate)
+		cost[way] = append(cost[way], float64((used(ways[way])-before).Microseconds())/requests)
 	})
 	name := fmt.Sprintf("small GETs of %d connections, one after the other", wires)
 	row := func(of, than int, aim *benchreport.Aim) benchreport.Row {
@@ -284,6 +298,12 @@ func proxySaturated(b *testing.B, ways []endpoint, r *rig) {
 		// A backend that is not faster than every proxy would be what is measured.
 		row(direct0, nginx0, benchreport.AtLeast("ratio", 1)), row(direct0, caddy0, benchreport.AtLeast("ratio", 1)),
 	)
+	for _, than := range []int{caddy0, nginx0} {
+		report.Add(b, benchreport.Row{
+			Name: "processor time for one of them, gateway", Unit: "µs", Samples: cost[gateway0],
+			Baseline: benchreport.Against(ways[than].name, cost[than]),
+		})
+	}
 }
 
 // transferSize is how much a transfer carries, in bytes.

@@ -21,6 +21,7 @@ type endpoint struct {
 	name, addr string
 	prefix     string // of every path
 	header     string // lines of every request
+	pid        int    // of the proxy, 0 for none
 }
 
 // request is a whole request; with a body of so many bytes if there is to be one.
@@ -233,8 +234,8 @@ func (p *pool) atRate(perSecond int, lasting time.Duration) ([]time.Duration, er
 }
 
 // saturate has every connection send one request after the other, and returns how
-// many were answered a second.
-func (p *pool) saturate(lasting time.Duration) (float64, error) {
+// many were answered, and how many that is a second.
+func (p *pool) saturate(lasting time.Duration) (requests, perSecond float64, err error) {
 	var answered atomic.Int64
 	var failed failure
 	began := time.Now()
@@ -248,7 +249,8 @@ func (p *pool) saturate(lasting time.Duration) (float64, error) {
 			answered.Add(1)
 		}
 	})
-	return float64(answered.Load()) / time.Since(began).Seconds(), failed.err()
+	requests = float64(answered.Load())
+	return requests, requests / time.Since(began).Seconds(), failed.err()
 }
 
 // transfer is how long one exchange takes, in MB/s of the body of so many bytes.

@@ -22,11 +22,11 @@ import (
 
 // The environment of a run.
 const (
-	// DirEnv names the folder for its tables; `make bench` sets it. Programs are
+	// DirEnv names the folder for its tables; .ci/bench sets it. Programs are
 	// built without the race detector then.
 	DirEnv = "AGENTPOD_BENCH_DIR"
-	// FullEnv, if it is set, makes a run that measures most things three times as
-	// often, and some that are left out otherwise.
+	// FullEnv, if it is set, makes a run that measures also what takes longest;
+	// `make bench-full` sets it.
 	FullEnv = "AGENTPOD_BENCH_FULL"
 	// OnceEnv, if it is set, measures everything once, to see that it works.
 	OnceEnv = "AGENTPOD_BENCH_ONCE"
@@ -38,11 +38,8 @@ const (
 // Few is how many times something is measured, n times unless the environment says
 // otherwise.
 func Few(n int) int {
-	switch {
-	case os.Getenv(OnceEnv) != "": //nolint:forbidigo // only benchmarks ask
+	if os.Getenv(OnceEnv) != "" { //nolint:forbidigo // only benchmarks ask
 		return 1
-	case Full():
-		return 3 * n
 	}
 	return n
 }
