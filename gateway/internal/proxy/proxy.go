@@ -63,8 +63,16 @@ func (r Request) path() string {
 
 // mount is where the request's OpenCode is on both sides of the border.
 func (r Request) mount() border.Mount {
-	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}, OwnHost: r.OwnHost}
+	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: hosts, OwnHost: r.OwnHost}
 }
+
+// openCodeHost is the Host header that OpenCode gets, as Transport has it for all.
+const openCodeHost = "127.0.0.1:4096"
+
+// hosts are the names by which OpenCode may speak of itself.
+//
+//nolint:gochecknoglobals // a constant list
+var hosts = []string{openCodeHost, "localhost:4096"}
 
 // over returns the reply for a sandbox whose incarnation is over, nil before.
 func (r Request) over() error {
@@ -233,6 +241,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	} else {
 		out.URL.Opaque = path // byte for byte, valid or not
 	}
+	out.Host = openCodeHost
 	out.Trailer = nil
 	border.CleanRequest(out.Header)
 	out.SetBasicAuth("opencode", req.Password)

@@ -237,9 +237,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, errors.New("the URL does not name a sandbox")
 	}
-	out := req.WithContext(req.Context())
-	out.Host = net.JoinHostPort("127.0.0.1", req.URL.Port())
-	return t.http.RoundTrip(out)
+	if host := net.JoinHostPort("127.0.0.1", req.URL.Port()); req.Host != host {
+		req = req.WithContext(req.Context()) // a copy: the caller's is not to be changed
+		req.Host = host
+	}
+	return t.http.RoundTrip(req)
 }
 
 // dial makes a connection and gives it out only when the run was alive after
