@@ -395,6 +395,7 @@ func (r *rig) profile(name string, lasting time.Duration) (stop func()) {
 	all.Go(func() {
 		keep("cpu", fmt.Sprintf("profile?seconds=%d", int(lasting.Seconds())))
 		keep("heap", "heap?gc=1")
+		keep("memory", "heap?debug=1")
 		keep("goroutines", "goroutine?debug=1")
 	})
 	return func() {

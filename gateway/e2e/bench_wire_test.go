@@ -93,7 +93,7 @@ func (w *wire) exchange(request []byte) error {
 		return errors.New("the reply does not say how long it is")
 	}
 	// Larger than the reader's own buffer, so that it is not used.
-	buffer := buffers.Get().(*[64 << 10]byte) //nolint:errcheck,forcetypeassert // nothing else is in it
+	buffer := buffers.Get().(*[64 << 10]byte) //nolint:errcheck // nothing else is in it
 	defer buffers.Put(buffer)
 	for length > 0 {
 		n, err := w.r.Read(buffer[:min(length, int64(len(buffer)))])

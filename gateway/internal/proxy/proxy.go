@@ -105,7 +105,7 @@ const flushInterval = 5 * time.Millisecond
 // streamBufferSize: one holds its buffer for as long as it lasts.
 const (
 	bufferSize       = 64 << 10
-	streamBufferSize = 4 << 10
+	streamBufferSize = 2 << 10
 )
 
 // Proxy carries requests to OpenCode. Safe for concurrent use.

@@ -93,8 +93,9 @@ const (
 	// connection costs a question to sandboxd, or to the engine.
 	maxIdlePerPort = 128
 
-	// writeBufferSize has room for most requests' headers; larger bodies pass it by.
-	writeBufferSize = 2 << 10
+	// ioBufferSize has room for most headers and events; larger bodies pass it by. An
+	// event stream holds two of them for as long as it lasts.
+	ioBufferSize = 2 << 10
 
 	keySuffix = ".run"
 )
@@ -140,7 +141,8 @@ func NewTransport(alive AliveFunc, settings TransportSettings) *Transport {
 		Protocols:              protocols,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		WriteBufferSize:        writeBufferSize,
+		ReadBufferSize:         ioBufferSize,
+		WriteBufferSize:        ioBufferSize,
 		MaxIdleConnsPerHost:    maxIdlePerPort,
 		IdleConnTimeout:        t.settings.IdleTimeout,
 		ExpectContinueTimeout:  time.Second,
