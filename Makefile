@@ -3,10 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MODEL_ADDR ?= 127.0.0.1:4010
 
-.PHONY: help run test browser bench lint image build model clean
+.PHONY: help run test browser bench bench-full lint image build model clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## start gateway and API (GATEWAY_ADDR, API_ADDR, DATA_DIR) and print what to paste
 	@.ci/up
@@ -17,8 +17,11 @@ test: ## run every test against a real engine and image
 browser: ## the tests that drive a headless Chromium alone; pictures end up in .cache/artefacts
 	@.ci/test -run Browser
 
-bench: ## measure it beside its baselines, in about 20 minutes (docs/benchmarks.md)
+bench: ## measure it beside its baselines, in less than 10 minutes (docs/performance.md)
 	@.ci/bench
+
+bench-full: ## measure all of it, in less than an hour
+	@.ci/bench full
 
 lint: ## formatting, vet, golangci-lint, modules
 	@.ci/lint

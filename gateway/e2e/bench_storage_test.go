@@ -42,11 +42,17 @@ func newRig(b *testing.B) *rig {
 		"S3_ENDPOINT="+server.Endpoint, "S3_BUCKET="+server.Bucket, "S3_REGION=us-east-1", "S3_PREFIX=gateway/",
 		"S3_ACCESS_KEY_ID="+server.AccessKey, "S3_SECRET_ACCESS_KEY="+server.SecretKey,
 		"SEALING_KEY="+strings.Repeat("5c", 32),
-		"FREEZE_AFTER=0", "STOP_AFTER=0", "ARCHIVE_AFTER=0", // nothing sleeps but when it is told to
+		noPool, "FREEZE_AFTER=0", "STOP_AFTER=0", "ARCHIVE_AFTER=0", // nothing sleeps but when it is told to
 	)
 	if err != nil {
 		b.Fatal(err)
 	}
+	return ownRig(b, g, server)
+}
+
+// ownRig takes a gateway over, and destroys it with the benchmark.
+func ownRig(b *testing.B, g *gateway, server *storetest.Server) *rig {
+	b.Helper()
 	b.Cleanup(func() {
 		if err := g.destroy(); err != nil {
 			b.Error(err)
@@ -271,6 +277,9 @@ func BenchmarkUnchanged(b *testing.B) {
 		files, times int
 		aim          float64 // s
 	}{{10_000, 20, 0.3}, {100_000, 5, 2}} {
+		if of.files > 10_000 && !benchreport.Full() {
+			continue
+		}
 		b.Run(strconv.Itoa(of.files), func(b *testing.B) {
 			r := newRig(b)
 			r.make("still")
@@ -448,16 +457,22 @@ func (r *rig) direct(ctx context.Context, url string) {
 	}
 }
 
-// engine has the engine do something with a container through its API: the
-// command line adds the start of a process to it.
+// engine has the engine do something with a container.
 func engine(ctx context.Context, b *testing.B, container, action string) {
+	b.Helper()
+	engineSays(ctx, b, http.MethodPost, "/containers/"+container+"/"+action, http.StatusNoContent)
+}
+
+// engineSays asks the engine through its API: the command line adds the start of a
+// process to what it does.
+func engineSays(ctx context.Context, b *testing.B, method, path string, want int) []byte {
 	b.Helper()
 	network, address, _ := strings.Cut(cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"), "://")
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, address)
 	}}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://engine/containers/"+container+"/"+action, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, method, "http://engine"+path, http.NoBody)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -466,9 +481,11 @@ func engine(ctx context.Context, b *testing.B, container, action string) {
 		b.Fatal(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if raw, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusNoContent {
-		b.Fatalf("%s %s: %d %s %v", action, container, resp.StatusCode, raw, err)
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != want {
+		b.Fatalf("%s %s: %d %s %v", method, path, resp.StatusCode, raw, err)
 	}
+	return raw
 }
 
 // BenchmarkWake is about the first answer of a sandbox that slept. That of an
@@ -519,7 +536,7 @@ func BenchmarkPeakMemory(b *testing.B) {
 		})
 	}
 	measure("first snapshot of 2 GB", "snapshots") // what is called build is not in the mirror
-	if os.Getenv(benchreport.FullEnv) != "" {
+	if benchreport.Full() {
 		r.run("large", "mv", "build", "data")
 		measure("first sync of 2 GB, and a snapshot that reads them again", "workspaces")
 	}

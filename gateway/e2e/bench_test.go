@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,7 +21,7 @@ const coldCreates = 5
 // run` of the same image under the same limits with OpenCode alone in it, until
 // its health says so; and the first answer of each. Both are measured in turn.
 func BenchmarkColdCreate(b *testing.B) {
-	g, err := launch()
+	g, err := launch(awake...)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -81,13 +80,7 @@ func (g *gateway) coldBaseline(b *testing.B, i int) (ready, answer time.Duration
 	a := g.runAlone(ctx, b, fmt.Sprint("baseline-", i))
 	defer a.remove()
 	ready = time.Since(began)
-	var session struct{ ID string }
-	if err := json.Unmarshal(direct(ctx, b, a.url+"/session", `{}`), &session); err != nil {
-		b.Fatal(err)
-	}
-	if body := direct(ctx, b, a.url+"/session/"+session.ID+"/message", `{"parts":[{"type":"text","text":"hello"}]}`); !bytes.Contains(body, []byte("echo: hello")) {
-		b.Fatalf("%s", body)
-	}
+	a.firstAnswer(ctx, b)
 	return ready, time.Since(began)
 }
 

@@ -57,7 +57,11 @@ func testMain(m *testing.M) int {
 	defer cancel()
 	// Figures of an instrumented gateway would say nothing.
 	race := os.Getenv(benchreport.DirEnv) == ""
-	build := exec.CommandContext(ctx, "go", "build", fmt.Sprintf("-race=%t", race), "-o", binary, "../cmd/gateway") //nolint:gosec // our own main
+	args := []string{"build", fmt.Sprintf("-race=%t", race), "-o", binary}
+	if os.Getenv(benchreport.ProfileEnv) != "" {
+		args = append(args, "-tags", "profile")
+	}
+	build := exec.CommandContext(ctx, "go", append(args, "../cmd/gateway")...) //nolint:gosec // our own main
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: building the gateway: %v\n%s", err, out)
 		return 1

@@ -208,16 +208,16 @@ func TestTenSandboxesSleepAndWakeAtOnce(t *testing.T) {
 }
 
 func TestFiftySandboxesWithAStubOpenCodeSleepAndWakeAtOnce(t *testing.T) {
-	image := stubImage(t)
+	image := stubImage(t, "./testdata/stubopencode")
 	many(t, start(t, "SANDBOX_IMAGE="+image, "MAX_RUNNING=60", "SANDBOX_MEMORY=256MiB", "HOLD_TIMEOUT=4m"), names(50, "stub"))
 }
 
 // stubImage is the sandbox image with a stub in OpenCode's place, which boots at
 // once: what is tested is the gateway.
-func stubImage(t *testing.T) string {
+func stubImage(t testing.TB, program string) string {
 	t.Helper()
 	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "opencode"), "./testdata/stubopencode") //nolint:gosec // our own
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "opencode"), program) //nolint:gosec // our own
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

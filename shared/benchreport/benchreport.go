@@ -22,32 +22,35 @@ import (
 
 // The environment of a run.
 const (
-	// DirEnv names the folder for its tables; `make bench` sets it. Programs are
+	// DirEnv names the folder for its tables; .ci/bench sets it. Programs are
 	// built without the race detector then.
 	DirEnv = "AGENTPOD_BENCH_DIR"
-	// FullEnv, if it is set, makes a run that measures most things three times as
-	// often, and some that are left out otherwise.
+	// FullEnv, if it is set, makes a run that measures also what takes longest;
+	// `make bench-full` sets it.
 	FullEnv = "AGENTPOD_BENCH_FULL"
 	// OnceEnv, if it is set, measures everything once, to see that it works.
 	OnceEnv = "AGENTPOD_BENCH_ONCE"
+	// ProfileEnv names a folder for profiles of the gateway while its hot paths are
+	// measured. It is built for that, so the figures are not quite the product's.
+	ProfileEnv = "AGENTPOD_BENCH_PROFILE"
 )
 
 // Few is how many times something is measured, n times unless the environment says
 // otherwise.
 func Few(n int) int {
-	switch {
-	case os.Getenv(OnceEnv) != "": //nolint:forbidigo // only benchmarks ask
+	if os.Getenv(OnceEnv) != "" { //nolint:forbidigo // only benchmarks ask
 		return 1
-	case os.Getenv(FullEnv) != "": //nolint:forbidigo // only benchmarks ask
-		return 3 * n
 	}
 	return n
 }
 
+// Full says whether everything is to be measured.
+func Full() bool { return os.Getenv(FullEnv) != "" } //nolint:forbidigo // only benchmarks ask
+
 // Row is one figure beside its baseline, both measured in the same run.
 type Row struct {
 	Name     string    `json:"name"`
-	Unit     string    `json:"unit"` // of all samples: s, ms or MB (10^6 bytes)
+	Unit     string    `json:"unit"` // of all samples: s, ms, MB (10^6 bytes), req/s, MB/s
 	Samples  []float64 `json:"samples"`
 	Baseline Baseline  `json:"baseline"`
 	Aim      *Aim      `json:"aim,omitempty"` // nil if none was set
@@ -63,29 +66,55 @@ type Baseline struct {
 // Against makes a baseline.
 func Against(name string, samples []float64) Baseline { return Baseline{name, samples} }
 
-// Aim is the most that a figure is to be.
+// Aim is the most, or the least, that a figure is to be.
 type Aim struct {
-	// Figure is p50, max, ratio, or added: what both the median and p99 have more
-	// than the baseline's.
+	// Figure is p50, max, ratio, or what a percentile has more than the baseline's:
+	// added p50, added p99, or added for both.
 	Figure string  `json:"figure"`
-	AtMost float64 `json:"atMost"`
+	Bound  float64 `json:"bound"`
+	Least  bool    `json:"least,omitempty"` // the figure is to be the bound or more
+	And    *Aim    `json:"and,omitempty"`   // another aim of the same row
 }
 
 // AtMost makes an aim.
-func AtMost(figure string, most float64) *Aim { return &Aim{figure, most} }
+func AtMost(figure string, most float64) *Aim { return &Aim{Figure: figure, Bound: most} }
 
-func (a Aim) met(r Row) bool {
+// AtLeast makes an aim that more is better for.
+func AtLeast(figure string, least float64) *Aim {
+	return &Aim{Figure: figure, Bound: least, Least: true}
+}
+
+// Both makes one aim of two.
+func Both(one, other *Aim) *Aim {
+	both := *one
+	both.And = other
+	return &both
+}
+
+// alone says whether the aim is met, whatever the other one is.
+func (a Aim) alone(r Row) bool {
+	var is float64
 	switch a.Figure {
 	case "p50":
-		return Percentile(r.Samples, 50) <= a.AtMost
+		is = Percentile(r.Samples, 50)
 	case "added":
-		return max(r.added(50), r.added(99)) <= a.AtMost
+		is = max(r.added(50), r.added(99))
+	case "added p50":
+		is = r.added(50)
+	case "added p99":
+		is = r.added(99)
 	case "max":
-		return slices.Max(r.Samples) <= a.AtMost
+		is = slices.Max(r.Samples)
 	default:
-		return r.ratio() <= a.AtMost
+		is = r.ratio()
 	}
+	if a.Least {
+		return is >= a.Bound
+	}
+	return is <= a.Bound
 }
+
+func (a Aim) met(r Row) bool { return a.alone(r) && (a.And == nil || a.And.met(r)) }
 
 // ratio is the figure's median to the baseline's.
 func (r Row) ratio() float64 { return Percentile(r.Samples, 50) / Percentile(r.Baseline.Samples, 50) }
@@ -266,23 +295,35 @@ func short(x float64) string {
 	return fmt.Sprintf("%.*f", max(0, 2-int(math.Floor(math.Log10(math.Abs(x))))), x)
 }
 
-// verdict says what the aim is and whether it was met.
+// verdict says what the aims are and whether they were met.
 func (r Row) verdict() string {
-	if r.Aim == nil {
-		return ""
+	var all []string
+	for aim := r.Aim; aim != nil; aim = aim.And {
+		all = append(all, aim.verdict(r))
 	}
-	what, verdict := r.Aim.Figure, "missed"
-	unit := " " + r.Unit
-	if what == "ratio" {
+	return strings.Join(all, "; ")
+}
+
+func (a Aim) verdict(r Row) string {
+	sign, verdict, unit := "≤", "missed", " "+r.Unit
+	if a.Least {
+		sign = "≥"
+	}
+	if a.Figure == "ratio" {
 		unit = ""
 	}
-	if r.Aim.met(r) {
+	if a.alone(r) {
 		verdict = "met"
 	}
-	if what == "added" {
+	switch a.Figure {
+	case "added":
 		verdict += fmt.Sprintf(" (p50 %s, p99 %s)", short(r.added(50)), short(r.added(99)))
+	case "added p50":
+		verdict += fmt.Sprintf(" (%s)", short(r.added(50)))
+	case "added p99":
+		verdict += fmt.Sprintf(" (%s)", short(r.added(99)))
 	}
-	return fmt.Sprintf("%s ≤ %s%s: %s", what, short(r.Aim.AtMost), unit, verdict)
+	return fmt.Sprintf("%s %s %s%s: %s", a.Figure, sign, short(a.Bound), unit, verdict)
 }
 
 // load is the machine's load average, or "unknown" where there is no /proc.

@@ -40,6 +40,9 @@ func TestARowSaysWhetherItMetItsAim(t *testing.T) {
 		{"the ratio of medians", AtMost("ratio", 2), "ratio ≤ 2.00: met"},
 		{"what p99 adds misses it alone", AtMost("added", 5), "added ≤ 5.00 ms: missed (p50 1.00, p99 8.00)"},
 		{"what both add", AtMost("added", 8), "added ≤ 8.00 ms: met (p50 1.00, p99 8.00)"},
+		{"what the median adds", AtMost("added p50", 0.5), "added p50 ≤ 0.500 ms: missed (1.00)"},
+		{"what is to be more", AtLeast("ratio", 2), "ratio ≥ 2.00: met"},
+		{"two aims, of which one is missed", Both(AtMost("added p50", 1), AtMost("added p99", 2)), "added p50 ≤ 1.00 ms: met (1.00); added p99 ≤ 2.00 ms: missed (8.00)"},
 		{"without an aim there is nothing to say", nil, ""},
 	} {
 		r := Row{Name: "a", Unit: "ms", Samples: []float64{1, 2, 9}, Baseline: Against("b", []float64{1, 1, 1}), Aim: tc.aim}

@@ -18,9 +18,9 @@ import (
 // can hold a token parameter) and OpenCode needs neither, its WebSocket included.
 //
 //nolint:gochecknoglobals // a constant list
-var inward = []string{
-	"Authorization", "Cookie", "Cookie2", "Forwarded", "Origin", "Referer",
-	"Te", "Trailer", "Via", "X-Real-Ip", "X-Original-Url", "X-Rewrite-Url",
+var inward = map[string]bool{
+	"Authorization": true, "Cookie": true, "Cookie2": true, "Forwarded": true, "Origin": true, "Referer": true, "Te": true,
+	"Trailer": true, "Via": true, "X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true,
 }
 
 // outward are the response headers that a sandbox may not set for an origin of
@@ -28,13 +28,13 @@ var inward = []string{
 // browser or a server in front of us act.
 //
 //nolint:gochecknoglobals // a constant list
-var outward = []string{
-	"Accept-Ch", "Activate-Storage-Access", "Alt-Svc", "Authentication-Info", "Clear-Site-Data",
-	"Content-Security-Policy-Report-Only", "Critical-Ch", "Expect-Ct", "Nel", "Origin-Trial",
-	"Public-Key-Pins", "Public-Key-Pins-Report-Only", "Refresh", "Report-To", "Reporting-Endpoints",
-	"Service-Worker-Allowed", "Set-Auth-Token", "Set-Cookie2", "Set-Login", "Speculation-Rules", "Strict-Transport-Security",
-	"Use-As-Dictionary", "Www-Authenticate", "X-Accel-Redirect", "X-Lighttpd-Send-File", "X-Reproxy-Url",
-	"X-Sendfile",
+var outward = map[string]bool{
+	"Accept-Ch": true, "Activate-Storage-Access": true, "Alt-Svc": true, "Authentication-Info": true, "Clear-Site-Data": true,
+	"Content-Security-Policy-Report-Only": true, "Critical-Ch": true, "Expect-Ct": true, "Nel": true, "Origin-Trial": true,
+	"Public-Key-Pins": true, "Public-Key-Pins-Report-Only": true, "Refresh": true, "Report-To": true, "Reporting-Endpoints": true,
+	"Service-Worker-Allowed": true, "Set-Auth-Token": true, "Set-Cookie": true, "Set-Cookie2": true, "Set-Login": true, "Speculation-Rules": true,
+	"Strict-Transport-Security": true, "Use-As-Dictionary": true, "Www-Authenticate": true, "X-Accel-Redirect": true,
+	"X-Lighttpd-Send-File": true, "X-Reproxy-Url": true, "X-Sendfile": true,
 }
 
 // ownParameters are the query parameters that carry a credential of ours, or
@@ -45,11 +45,8 @@ var ownParameters = []string{"token", "ticket", "auth_token"}
 
 // CleanRequest removes from a request's headers what never reaches a sandbox.
 func CleanRequest(h http.Header) {
-	for _, name := range inward {
-		h.Del(name)
-	}
 	for name := range h {
-		if strings.HasPrefix(name, "X-Forwarded-") {
+		if inward[name] || strings.HasPrefix(name, "X-Forwarded-") {
 			delete(h, name)
 		}
 	}
@@ -85,11 +82,8 @@ type Mount struct {
 // they get is no page of ours: under a path it may run nothing, on a host of its
 // own it keeps what it says of itself, and others may neither frame nor hold it.
 func CleanResponse(h http.Header, m Mount) {
-	for _, name := range outward {
-		h.Del(name)
-	}
 	for name := range h {
-		if strings.HasPrefix(name, "Access-Control-") {
+		if outward[name] || strings.HasPrefix(name, "Access-Control-") {
 			delete(h, name)
 		}
 	}
@@ -99,7 +93,6 @@ func CleanResponse(h http.Header, m Mount) {
 			h.Set("Location", inside)
 		}
 	}
-	h.Del("Set-Cookie")
 	h.Set("X-Content-Type-Options", "nosniff")
 	if !m.OwnHost {
 		h.Set("Content-Security-Policy", "sandbox")

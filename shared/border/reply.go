@@ -199,24 +199,26 @@ func (w *Writer) Release() {
 	w.stops = nil
 }
 
-// NewBuffers returns a pool that all copies of a ReverseProxy share.
-func NewBuffers() httputil.BufferPool { return &buffers{} }
+// NewBuffers returns a pool of buffers of so many bytes that all copies of a
+// ReverseProxy share.
+func NewBuffers(size int) httputil.BufferPool { return &buffers{size: size} }
 
-type buffers struct{ pool sync.Pool }
+type buffers struct {
+	size int
+	pool sync.Pool
+}
 
-const bufferSize = 32 << 10
-
-// Get returns a buffer of bufferSize bytes.
+// Get returns a buffer.
 func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
-		return p[:]
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
 	}
-	return make([]byte, bufferSize)
+	return make([]byte, b.size)
 }
 
 // Put gives a buffer back.
 func (b *buffers) Put(p []byte) {
-	if len(p) == bufferSize {
-		b.pool.Put((*[bufferSize]byte)(p))
+	if len(p) == b.size {
+		b.pool.Put(&p)
 	}
 }

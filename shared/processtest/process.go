@@ -107,27 +107,36 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // PeakMemory is the most memory that the process ever had resident, in bytes. Only
 // Linux says so.
-func (p *Process) PeakMemory() (int64, error) {
+func (p *Process) PeakMemory() (int64, error) { return p.memory("VmHWM:") }
+
+// Memory is how much memory the process has resident, in bytes. Only Linux says so.
+func (p *Process) Memory() (int64, error) { return p.memory("VmRSS:") }
+
+func (p *Process) memory(field string) (int64, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
-		return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+		return 0, fmt.Errorf("reading how much memory a process has: %w", err)
 	}
 	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			var kib int64
 			if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
-				return 0, fmt.Errorf("reading how much memory a process has had: %w", err)
+				return 0, fmt.Errorf("reading how much memory a process has: %w", err)
 			}
 			return kib * 1024, nil
 		}
 	}
-	return 0, errors.New("the kernel does not say how much memory a process has had")
+	return 0, errors.New("the kernel does not say how much memory a process has")
 }
 
 // CPUTime is the processor time that the process has used, in steps of 10 ms. Only
 // Linux says so.
-func (p *Process) CPUTime() (time.Duration, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+func (p *Process) CPUTime() (time.Duration, error) { return CPUTime(p.PID()) }
+
+// CPUTime is the processor time that a process and its children that still run have
+// used, in steps of 10 ms. Only Linux says so.
+func CPUTime(pid int) (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
 	}
@@ -145,7 +154,23 @@ func (p *Process) CPUTime() (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading how much processor time a process has used: %w", err)
 	}
-	return time.Duration(user+system) * 10 * time.Millisecond, nil
+	all := time.Duration(user+system) * 10 * time.Millisecond
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading which children a process has: %w", err)
+	}
+	for _, text := range strings.Fields(string(children)) {
+		child, err := strconv.Atoi(text)
+		if err != nil {
+			return 0, fmt.Errorf("reading which children a process has: %w", err)
+		}
+		used, err := CPUTime(child)
+		if err != nil {
+			return 0, err
+		}
+		all += used
+	}
+	return all, nil
 }
 
 // Signal sends a signal that does not end the process.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Repository is a git URL that was checked, with its credentials apart.
@@ -24,10 +25,13 @@ var (
 	scpLike   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[A-Za-z0-9_~/.][^\s\\]*$`)
 	gitUser   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 	gitHost   = regexp.MustCompile(`^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*)(:[0-9]{1,5})?$`)
-	gitBranch = regexp.MustCompile(`^[\pL\pN_][\pL\pN._/@+#=-]{0,254}$`)
+	gitBranch = regexp.MustCompile(`^[\pL\pN_][\pL\pN._/@+#=-]*$`)
 )
 
-const maxGitURL = 2048
+const (
+	maxGitURL = 2048
+	maxBranch = 255 // characters; as a bound in the pattern it would cost megabytes
+)
 
 // ParseRepository checks a git URL and branch before anything is run with them:
 // only the protocols allowed, nothing that git could take for an option, a
@@ -39,7 +43,7 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 	refuse := func(why string) (Repository, error) {
 		return none, Errorf(CodeInvalidGitURL, "gitUrl %s; give a URL with one of these protocols: %s", why, allowed)
 	}
-	if branch != "" && (!gitBranch.MatchString(branch) || strings.Contains(branch, "..") ||
+	if branch != "" && (utf8.RuneCountInString(branch) > maxBranch || !gitBranch.MatchString(branch) || strings.Contains(branch, "..") ||
 		strings.Contains(branch, "@{") || strings.HasSuffix(branch, ".lock") || strings.HasSuffix(branch, "/")) {
 		return none, Errorf(CodeInvalidGitURL, "gitBranch is not a name that git allows for a branch or tag")
 	}

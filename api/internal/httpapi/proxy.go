@@ -74,7 +74,7 @@ func newOpenCodeProxy(log *slog.Logger) *httputil.ReverseProxy {
 		ModifyResponse: comeOut,
 		ErrorHandler:   func(_ http.ResponseWriter, r *http.Request, err error) { exchangeOf(r.Context()).err = err },
 		FlushInterval:  -1,
-		BufferPool:     border.NewBuffers(),
+		BufferPool:     border.NewBuffers(32 << 10),
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }

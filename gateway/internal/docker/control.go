@@ -26,11 +26,17 @@ func (r *Runtime) owned(ctx context.Context, e *engine, id string) (container.In
 	}
 	resp, err := e.cli.ContainerInspect(ctx, id)
 	if err != nil {
+		if errdefs.IsNotFound(err) {
+			r.mine.Delete(id)
+		}
 		return resp, err
 	}
 	if resp.ContainerJSONBase == nil || resp.State == nil || resp.Config == nil ||
 		!r.ours(resp.Config.Labels) || r.sandboxOf(resp.Name) == "" {
 		return resp, fmt.Errorf("container %s is not this installation's: %w", id, lifecycle.ErrNoContainer)
+	}
+	if !lowered(resp) {
+		r.mine.Store(resp.ID, nil)
 	}
 	return resp, nil
 }
@@ -273,6 +279,13 @@ func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.Stat
 		doing = "unpause the sandbox's container"
 	}
 	return r.call(ctx, step{doing: doing}, func(ctx context.Context, e *engine) error {
+		change := e.cli.ContainerPause
+		if to == lifecycle.ContainerRunning {
+			change = e.cli.ContainerUnpause
+		}
+		if _, known := r.mine.Load(id); known && change(ctx, id) == nil {
+			return nil // nearly always: a wake is not to wait for another question
+		}
 		resp, err := r.owned(ctx, e, id)
 		if err != nil {
 			return err
@@ -284,13 +297,12 @@ func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.Stat
 		default:
 			return sandbox.Errorf(sandbox.CodeConflict, "the sandbox's container is %s, so it cannot be made %s; start it first", now, to)
 		}
-		if to == lifecycle.ContainerPaused {
-			return e.cli.ContainerPause(ctx, id)
+		if to == lifecycle.ContainerRunning {
+			if err := r.restoreLimit(ctx, e, resp); err != nil {
+				return err
+			}
 		}
-		if err := r.restoreLimit(ctx, e, resp); err != nil {
-			return err
-		}
-		return e.cli.ContainerUnpause(ctx, id)
+		return change(ctx, id)
 	})
 }
 
@@ -325,6 +337,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 			err := e.cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true})
 			switch {
 			case err == nil || errdefs.IsNotFound(err):
+				r.mine.Delete(id)
 				return nil
 			case !errdefs.IsConflict(err) || !mentions(strings.ToLower(err.Error()), "already in progress"):
 				return err

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +53,10 @@ type Runtime struct {
 	engine  atomic.Pointer[engine]
 	network atomic.Pointer[network]
 	warned  atomic.Bool // the engine's warnings at create were logged
+	// mine has the ids of containers that were seen to be the installation's (their
+	// labels cannot change, and no other container ever gets such an id) and to have
+	// the limits that they should.
+	mine sync.Map
 }
 
 // engine is a client that speaks a version that the engine knows.

@@ -50,11 +50,15 @@ func (r *Runtime) Shrink(ctx context.Context, id string) error {
 		if free, known := r.freeSwap(); !known || free < used.MemoryStats.Usage+swapReserve {
 			return errNoSwap
 		}
+		r.mine.Delete(id) // until its limit is as it was, it is looked at before it runs
 		lowerErr := setLimit(ctx, e, id, shrunkMemory, resp.HostConfig.MemorySwap)
 		// However that ended, and whoever waits for it no more.
 		backCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoring)
 		defer cancel()
 		backErr := setLimit(backCtx, e, id, resp.HostConfig.Memory, resp.HostConfig.MemorySwap)
+		if backErr == nil {
+			r.mine.Store(resp.ID, nil)
+		}
 		return errors.Join(lowerErr, backErr)
 	})
 }
@@ -65,11 +69,16 @@ const restoring = 30 * time.Second
 // restoreLimit puts the limit of a container back that was shrunk when something, or
 // the whole gateway, ended.
 func (r *Runtime) restoreLimit(ctx context.Context, e *engine, resp container.InspectResponse) error {
-	if resp.HostConfig == nil || resp.HostConfig.Memory != shrunkMemory {
+	if !lowered(resp) {
 		return nil
 	}
 	limit := resp.HostConfig.MemorySwap // the two are the same otherwise
 	return setLimit(ctx, e, resp.ID, limit, limit)
+}
+
+// lowered says whether a container is under the limit of one that is being shrunk.
+func lowered(resp container.InspectResponse) bool {
+	return resp.HostConfig != nil && resp.HostConfig.Memory == shrunkMemory
 }
 
 func setLimit(ctx context.Context, e *engine, id string, memory, withSwap int64) error {

@@ -57,17 +57,22 @@ func TestALimitThatWasLeftLowIsPutBackBeforeTheContainerRuns(t *testing.T) {
 	ctx := testContext(t)
 	r := newRuntime(t)
 	c := run(t, r, "low")
-	for name, again := range map[string]func() error{
-		"unpaused": func() error { return r.Unpause(ctx, c.ID) },
-		"started": func() error {
-			if err := r.Stop(ctx, c.ID, 0); err != nil {
+	for name, again := range map[string]func(next *Runtime) error{
+		"unpaused": func(next *Runtime) error { return next.Unpause(ctx, c.ID) },
+		"started": func(next *Runtime) error {
+			if err := next.Stop(ctx, c.ID, 0); err != nil {
 				return err
 			}
-			_, err := r.Start(ctx, c.ID)
+			_, err := next.Start(ctx, c.ID)
 			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			next, err := New(r.set, testLog(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer next.Close()
 			if err := r.Pause(ctx, c.ID); err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +85,7 @@ func TestALimitThatWasLeftLowIsPutBackBeforeTheContainerRuns(t *testing.T) {
 			if _, err := e.cli.ContainerUpdate(ctx, c.ID, update); err != nil {
 				t.Fatal(err)
 			}
-			if err := again(); err != nil {
+			if err := again(next); err != nil {
 				t.Fatal(err)
 			}
 			if now, err := r.Inspect(ctx, c.ID); err != nil || now.State != lifecycle.ContainerRunning {

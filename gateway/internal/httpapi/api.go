@@ -192,23 +192,24 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		h.Set(requestIDHeader, id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
-		// Who is not let in must not hold a connection either: what it sends is
-		// read, before it gets its answer, for this long at the most.
-		_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
 		stranger, err := a.admit(c)
-		switch {
-		case err != nil:
-			h.Set("Connection", "close")
-		case !stranger:
-			_ = control.SetReadDeadline(time.Time{})
+		if stranger {
+			// Who is not let in must not hold a connection either: what it sends is
+			// read, before it gets its answer, for this long at the most. (The server
+			// ends this deadline before the connection's next request.)
+			_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
 		}
 		defer func() { // also of a reply that is broken off, by a panic
 			took := time.Since(began)
 			a.count(c, line.Stages(), took)
-			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
-				"status", c.Response().Status, "duration", took, "stages", line)
+			if a.Log.Enabled(ctx, slog.LevelDebug) { // else the line's values would be made for nothing
+				a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
+					"status", c.Response().Status, "duration", took, "stages", line)
+			}
 		}()
-		if err == nil {
+		if err != nil {
+			h.Set("Connection", "close")
+		} else {
 			err = next(c)
 		}
 		if err != nil {

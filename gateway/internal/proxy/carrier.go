@@ -120,6 +120,9 @@ func (c *Carrier) serve(w http.ResponseWriter, r *http.Request, v Visit, h lifec
 // done is the end of a request that is not its caller's: the sandbox's, the
 // visit's and, of what would never end, the gateway's.
 func (c *Carrier) done(h lifecycle.Handle, v Visit, endless bool) (done context.Context, release func()) {
+	if v.Done == nil && !endless {
+		return h.Life, func() {}
+	}
 	done, cancel := context.WithCancelCause(h.Life)
 	stops := []func() bool{}
 	ends := func(ctx context.Context) {

@@ -488,7 +488,7 @@ func (r *eventReply) carry(p *Proxy, in *http.Request) (whole bool) {
 			}
 		}
 	}()
-	p.reverse.ServeHTTP(r, in)
+	p.streams.ServeHTTP(r, in)
 	return true
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -62,8 +63,16 @@ func (r Request) path() string {
 
 // mount is where the request's OpenCode is on both sides of the border.
 func (r Request) mount() border.Mount {
-	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: []string{"127.0.0.1:4096", "localhost:4096"}, OwnHost: r.OwnHost}
+	return border.Mount{Path: r.path(), Outside: r.Prefix, Hosts: hosts, OwnHost: r.OwnHost}
 }
+
+// openCodeHost is the Host header that OpenCode gets, as Transport has it for all.
+const openCodeHost = "127.0.0.1:4096"
+
+// hosts are the names by which OpenCode may speak of itself.
+//
+//nolint:gochecknoglobals // a constant list
+var hosts = []string{openCodeHost, "localhost:4096"}
 
 // over returns the reply for a sandbox whose incarnation is over, nil before.
 func (r Request) over() error {
@@ -87,9 +96,22 @@ func (r Request) whenOver(end context.CancelCauseFunc) (forget func()) {
 	return func() { stop() }
 }
 
+// flushInterval is how long what came of a reply that says its length may wait for
+// more of it, so that a small one goes out whole. What has no length, such as a
+// stream of events, never waits.
+const flushInterval = 5 * time.Millisecond
+
+// Bodies are carried in pieces of bufferSize at the most, event streams in pieces of
+// streamBufferSize: one holds its buffer for as long as it lasts.
+const (
+	bufferSize       = 64 << 10
+	streamBufferSize = 2 << 10
+)
+
 // Proxy carries requests to OpenCode. Safe for concurrent use.
 type Proxy struct {
 	reverse *httputil.ReverseProxy
+	streams *httputil.ReverseProxy // the same for event streams, of which there are many and which say little
 	maxBody int64
 	log     *slog.Logger
 }
@@ -105,10 +127,13 @@ func New(transport *Transport, settings Settings) *Proxy {
 		Rewrite:        rewrite,
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   keepError,
-		FlushInterval:  -1,
-		BufferPool:     border.NewBuffers(),
+		FlushInterval:  flushInterval,
+		BufferPool:     border.NewBuffers(bufferSize),
 		ErrorLog:       slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
+	streams := *p.reverse
+	streams.BufferPool = border.NewBuffers(streamBufferSize)
+	p.streams = &streams
 	return p
 }
 
@@ -153,6 +178,12 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 	body, leave := out.Upload(r, p.maxBody)
 	defer leave()
 	in.Body = body
+	defer func() {
+		if broken := recover(); broken != nil {
+			_ = http.NewResponseController(out).Flush() // what came before it broke is the client's
+			panic(broken)
+		}
+	}()
 	p.reverse.ServeHTTP(out, in)
 	if x.err == nil {
 		return nil
@@ -210,6 +241,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	} else {
 		out.URL.Opaque = path // byte for byte, valid or not
 	}
+	out.Host = openCodeHost
 	out.Trailer = nil
 	border.CleanRequest(out.Header)
 	out.SetBasicAuth("opencode", req.Password)

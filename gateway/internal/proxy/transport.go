@@ -4,9 +4,10 @@
 //
 // Addresses are reused at once when a container dies, so nothing here trusts
 // one. A connection is keyed by (run, port), and before the first byte is sent
-// the engine is asked whether exactly that run still runs. A run that is alive
-// after the connect held its address the whole time, so the peer can be nobody
-// else.
+// somebody who knows is asked whether exactly that run still runs: the engine, or,
+// for a connection to OpenCode, the run's own sandboxd, over a connection that is
+// known to be its. A run that is alive after the connect held its address the whole
+// time, so the peer can be nobody else.
 package proxy
 
 import (
@@ -88,8 +89,13 @@ func (s TransportSettings) withDefaults() TransportSettings {
 const (
 	// maxHeaderBytes bounds everything before a reply's body, 1xx replies included.
 	maxHeaderBytes = 64 << 10
-	// maxIdlePerPort keeps a burst of requests from dialling each time.
-	maxIdlePerPort = 16
+	// maxIdlePerPort keeps a burst of requests from dialling each time: a new
+	// connection costs a question to sandboxd, or to the engine.
+	maxIdlePerPort = 128
+
+	// ioBufferSize has room for most headers and events; larger bodies pass it by. An
+	// event stream holds two of them for as long as it lasts.
+	ioBufferSize = 2 << 10
 
 	keySuffix = ".run"
 )
@@ -135,6 +141,8 @@ func NewTransport(alive AliveFunc, settings TransportSettings) *Transport {
 		Protocols:              protocols,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
+		ReadBufferSize:         ioBufferSize,
+		WriteBufferSize:        ioBufferSize,
 		MaxIdleConnsPerHost:    maxIdlePerPort,
 		IdleConnTimeout:        t.settings.IdleTimeout,
 		ExpectContinueTimeout:  time.Second,
@@ -149,7 +157,8 @@ func NewTransport(alive AliveFunc, settings TransportSettings) *Transport {
 //
 // ready, if not nil, is asked after each new connection to OpenCode, with the
 // link that Register returned: while it starts OpenCode accepts connections and
-// never answers them.
+// never answers them. It returns nil only if the run's sandboxd has just said so,
+// through this Transport: that is proof that the run is alive as well.
 func (t *Transport) Register(c lifecycle.Container, ready func(ctx context.Context, link lifecycle.Link) error) lifecycle.Link {
 	key := keyOf(c.Run())
 	guestPort, openCodePort := strconv.Itoa(guest.Port), strconv.Itoa(sandbox.OpenCodePort)
@@ -230,9 +239,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, errors.New("the URL does not name a sandbox")
 	}
-	out := req.WithContext(req.Context())
-	out.Host = net.JoinHostPort("127.0.0.1", req.URL.Port())
-	return t.http.RoundTrip(out)
+	if host := net.JoinHostPort("127.0.0.1", req.URL.Port()); req.Host != host {
+		req = req.WithContext(req.Context()) // a copy: the caller's is not to be changed
+		req.Host = host
+	}
+	return t.http.RoundTrip(req)
 }
 
 // dial makes a connection and gives it out only when the run was alive after
@@ -255,16 +266,27 @@ func (t *Transport) dial(ctx context.Context, _, key string) (net.Conn, error) {
 	}
 	aliveCtx, cancel := context.WithTimeout(ctx, t.settings.AliveTimeout)
 	defer cancel()
-	err = t.alive(aliveCtx, entry.run)
-	if err == nil && ready != nil {
-		err = ready(aliveCtx)
-	}
-	if err != nil {
+	if err := t.proven(aliveCtx, entry.run, ready); err != nil {
 		_ = c.SetLinger(0)
 		_ = c.Close()
 		return nil, &DialError{Run: entry.run, Err: err}
 	}
 	return c, nil
+}
+
+// proven returns nil if the run is alive and, if there is something to ask, ready.
+func (t *Transport) proven(ctx context.Context, run lifecycle.Run, ready func(context.Context) error) error {
+	if ready == nil {
+		return t.alive(ctx, run)
+	}
+	err := ready(ctx)
+	if err == nil {
+		return nil
+	}
+	if gone := t.alive(ctx, run); gone != nil {
+		return gone // which says more
+	}
+	return err
 }
 
 // reserve looks a run up and counts a connection that is about to be made.
