@@ -11,6 +11,4 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require go.yaml.in/yaml/v3 v3.0.5 // indirect
-
 replace github.com/agentpod/agentpod/shared => ../shared
