@@ -22,12 +22,17 @@ func (g *gateway) members(state string) []string {
 // pooled waits until a container is ready ahead.
 func (g *gateway) pooled(tb testing.TB) (container string) {
 	tb.Helper()
-	var ready []string
-	eventually(tb, "a container is ready ahead", 2*time.Minute, func() bool {
-		ready = g.members("paused")
-		return len(ready) == 1
+	return g.allPooled(tb, 1)[0]
+}
+
+// allPooled waits until so many are.
+func (g *gateway) allPooled(tb testing.TB, n int) (containers []string) {
+	tb.Helper()
+	eventually(tb, "containers are ready ahead", time.Duration(n)*2*time.Minute, func() bool {
+		containers = g.members("paused")
+		return len(containers) == n
 	})
-	return ready[0]
+	return containers
 }
 
 // identity is the id of a sandbox's container.

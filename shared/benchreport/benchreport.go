@@ -68,7 +68,7 @@ func Against(name string, samples []float64) Baseline { return Baseline{name, sa
 
 // Aim is the most, or the least, that a figure is to be.
 type Aim struct {
-	// Figure is p50, max, ratio, or what a percentile has more than the baseline's:
+	// Figure is p50, p95, max, ratio, or what a percentile has more than the baseline's:
 	// added p50, added p99, or added for both.
 	Figure string  `json:"figure"`
 	Bound  float64 `json:"bound"`
@@ -97,6 +97,8 @@ func (a Aim) alone(r Row) bool {
 	switch a.Figure {
 	case "p50":
 		is = Percentile(r.Samples, 50)
+	case "p95":
+		is = Percentile(r.Samples, 95)
 	case "added":
 		is = max(r.added(50), r.added(99))
 	case "added p50":
