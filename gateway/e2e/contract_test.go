@@ -294,6 +294,20 @@ func TestAPersonsFirstSession(t *testing.T) {
 	if used, _ := stats["memoryUsage"].(float64); used < 50<<20 || stats["memoryLimit"] != float64(2<<30) {
 		t.Errorf("stats = %v", stats)
 	}
+	_, figures, err := g.do(t.Context(), http.MethodGet, "/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		`http_requests_total{method="POST",route="/sandbox",status="200"} 1`,
+		`agentpod_request_stage_duration_seconds_count{route="/sandbox",stage="clone"} 1`,
+		`agentpod_request_stage_duration_seconds_count{route="/sandbox",stage="rename"} 1`,
+		`agentpod_request_stage_duration_seconds_count{route="/sandbox/:id/message",stage="turn"} 1`,
+	} {
+		if !strings.Contains(string(figures), "\n"+line+"\n") {
+			t.Errorf("the figures have no %s", line)
+		}
+	}
 }
 
 func TestReadyAndTheDocumentOfTheRoutes(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/turn"
 	"github.com/agentpod/agentpod/shared/opencode"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // maxTurn is the longest deadline that a caller may set for a turn.
@@ -52,8 +53,14 @@ func (a *API) message(c echo.Context) error {
 	ended := make(chan turnEnd, 1)
 	a.running.Go(func() {
 		defer h.Release()
-		result, err := a.turn(h, req, session)
-		ended <- turnEnd{result, err, a.Manager.Persist(h.Life, h, syncPatience)}
+		life := timeline.Carry(h.Life, ctx)
+		turned := timeline.Begin(life, "turn")
+		result, err := a.turn(h, req, session) //nolint:contextcheck // the turn is not the request's
+		turned()
+		stored := timeline.Begin(life, "sync")
+		synced := a.Manager.Persist(life, h, syncPatience)
+		stored()
+		ended <- turnEnd{result, err, synced}
 	})
 	if wantsAsync(c.Request()) {
 		return a.accepted(c, session, ended)

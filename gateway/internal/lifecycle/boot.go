@@ -15,6 +15,7 @@ import (
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // slack is what sandboxd has to keep a deadline of its own and say so, before
@@ -27,7 +28,7 @@ const maxWords = 2000
 // bootSlot waits for a place among those that boot at once. Giving it back twice
 // is fine.
 func (m *Manager) bootSlot(ctx context.Context, b *box) (release func(), err error) {
-	defer b.during(sandbox.StepQueue)()
+	defer b.during(ctx, sandbox.StepQueue)()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Hold)
 	defer cancel()
 	select {
@@ -49,6 +50,7 @@ func (m *Manager) bootSlot(ctx context.Context, b *box) (release func(), err err
 
 // newContainer makes the container of the box's record on a volume, not started.
 func (m *Manager) newContainer(ctx context.Context, b *box, volume string) (Container, error) {
+	defer timeline.Begin(ctx, "container")()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	rec := b.record()
@@ -153,6 +155,7 @@ func openCodeReady(ctx context.Context, g *guest.Client) error {
 // awaitGuest polls sandboxd, which binds its port before anything else. It
 // notices a container that ended meanwhile, and repeats its last words.
 func (m *Manager) awaitGuest(ctx context.Context, cont Container, g *guest.Client) error {
+	defer timeline.Begin(ctx, "sandboxd")()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Guest)
 	defer cancel()
 	const pause = 10 * time.Millisecond
@@ -200,7 +203,7 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 		return guest.Applied{}, err
 	}
 	rec := b.record()
-	defer b.during(sandbox.StepOpenCode)()
+	defer b.during(ctx, sandbox.StepOpenCode)()
 	limit := m.settings.Deadlines.Boot
 	ctx, cancel := context.WithTimeout(ctx, limit+slack)
 	defer cancel()
@@ -218,7 +221,7 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 
 // clone clones the repository into the workspace.
 func (m *Manager) clone(ctx context.Context, b *box, g *guest.Client, repo Repository) error {
-	tell, done := b.begin(sandbox.StepClone)
+	tell, done := b.begin(ctx, sandbox.StepClone)
 	defer done()
 	limit := m.settings.Deadlines.Clone
 	ctx, cancel := context.WithTimeout(ctx, limit+slack)

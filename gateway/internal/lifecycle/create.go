@@ -15,6 +15,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // plan is a create request that was checked.
@@ -245,6 +246,7 @@ func (m *Manager) prepare(ctx context.Context, b *box) (cont Container, mirrored
 
 // makeRoom makes the room in the store, and finds out whether a mirror is there.
 func (m *Manager) makeRoom(ctx context.Context, rec Record) (mirrored bool, err error) {
+	defer timeline.Begin(ctx, "store")()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
 	defer cancel()
 	if err := m.workspaces.Begin(ctx, rec.ref()); err != nil {
@@ -261,6 +263,7 @@ func tokenHash(token string) string {
 }
 
 func (m *Manager) addRecord(ctx context.Context, b *box, rec Record) error {
+	defer timeline.Begin(ctx, "record")()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Store)
 	defer cancel()
 	version, err := m.store.Create(ctx, rec)
@@ -337,7 +340,7 @@ func (m *Manager) serves(b *box) {
 func (m *Manager) importMirror(ctx context.Context, b *box, g *guest.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Restore)
 	defer cancel()
-	defer b.during(sandbox.StepRestore)()
+	defer b.during(ctx, sandbox.StepRestore)()
 	files, err := m.workspaces.Import(ctx, b.record().ref(), g)
 	if err != nil {
 		return atStep(ctx, "mirror", err)

@@ -184,7 +184,7 @@ func (m *Manager) commit(ctx context.Context, b *box, g *guest.Client) error {
 			m.log.Warn("the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
 		}
 	})
-	defer b.during(sandbox.StepSnapshot)()
+	defer b.during(ctx, sandbox.StepSnapshot)()
 	taken, err := m.takeSnapshot(ctx, b, rec, g)
 	if err == nil {
 		err = context.Cause(ctx)

@@ -137,7 +137,7 @@ func TestAWakeThatFailsLeavesTheSandboxWhereItWas(t *testing.T) {
 		t.Run("at "+step, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			m := w.manager(func(s *Settings) { s.Deadlines.Guest = 100 * time.Millisecond })
+			m := w.manager(func(s *Settings) { s.Deadlines.Guest = time.Second })
 			w.mustCreate(m, "a")
 			w.mustHibernate(m, "a", sandbox.TierArchived)
 			before := w.left()

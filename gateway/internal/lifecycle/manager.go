@@ -18,6 +18,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Provider is what the gateway calls itself in answers and webhooks.
@@ -344,8 +345,10 @@ func (m *Manager) becomeLocked(b *box, next state, forced bool) error {
 //
 //nolint:contextcheck // the work has a life of its own on purpose
 func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ctx context.Context) error) error {
+	waited := timeline.Begin(ctx, "wait")
 	select {
 	case b.serial <- struct{}{}:
+		waited()
 	case <-ctx.Done():
 		return waitError(ctx)
 	case <-m.base.Done():
@@ -355,6 +358,7 @@ func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ct
 	if outlive {
 		opCtx = m.base
 	}
+	opCtx = timeline.Carry(opCtx, ctx)
 	done := make(chan error, 1)
 	m.work.Go(func() {
 		defer func() { <-b.serial }()
@@ -400,6 +404,7 @@ func atStep(ctx context.Context, step string, err error) error {
 // may be in the store all the same: until a write succeeds the box is unsure. The
 // caller holds serial.
 func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error {
+	defer timeline.Begin(ctx, "record")()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Store)
 	defer cancel()
 	b.mu.Lock()

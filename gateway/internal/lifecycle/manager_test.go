@@ -46,7 +46,7 @@ func TestWhateverStepOfACreateFailsNothingIsLeftBehind(t *testing.T) {
 		t.Run("at "+step, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			m := w.manager(func(s *Settings) { s.Deadlines.Guest = 100 * time.Millisecond })
+			m := w.manager(func(s *Settings) { s.Deadlines.Guest = time.Second })
 			w.setFail(step, errInjected)
 			req := request("a")
 			req.GitURL = "https://example.test/r.git"
@@ -672,12 +672,11 @@ func TestAVolumeRemovedBehindOurBackIsNoticed(t *testing.T) {
 	clear(w.containers)
 	clear(w.volumes)
 	w.mu.Unlock()
-	m.reconcile(t.Context()) // notices the container
-	m.reconcile(t.Context()) // and then the volume
-	info, err := m.Get(t.Context(), "a")
-	if err != nil || info.Status != sandbox.StatusError || info.HasWorkspace {
-		t.Errorf("%+v, %v", info, err)
-	}
+	until(t, "the container is missed, and then the volume", func() bool {
+		m.reconcile(t.Context()) // passes over one that somebody is at
+		info, err := m.Get(t.Context(), "a")
+		return err == nil && info.Status == sandbox.StatusError && !info.HasWorkspace
+	})
 }
 
 func TestACloneThatFailsInAWorkspaceThatWasEmptyLeavesItEmpty(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"github.com/agentpod/agentpod/shared/opencode"
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Pool says what is kept ready for creates to come.
@@ -435,14 +436,17 @@ func (p *pool) settle(ctx context.Context, mem *claimed, err error) {
 // createFrom makes the sandbox of a member. Its record is there. A memberError
 // says that it should be made without one.
 func (m *Manager) createFrom(ctx context.Context, b *box, mem *claimed, p plan) (written int, err error) {
+	roused := timeline.Begin(ctx, "rouse")
 	if err := <-mem.roused; err != nil {
 		return 0, memberError{err}
 	}
+	roused()
 	rec := b.record()
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		groupCtx, cancel := context.WithTimeout(groupCtx, m.settings.Deadlines.Engine)
 		defer cancel()
+		defer timeline.Begin(groupCtx, "rename")()
 		if err := m.runtime.Rename(groupCtx, mem.cont.ID, rec.SandboxID); err != nil {
 			return memberError{err}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // progress is a step that a sandbox is at. Its fields are guarded by box.mu.
@@ -19,9 +20,10 @@ type progress struct {
 	percent int // -1 if it is not known
 }
 
-// begin notes that a sandbox is at a step, until done is called. tell says how far
-// it is; it may be called at any time.
-func (b *box) begin(step sandbox.Step) (tell func(percent int), done func()) {
+// begin notes that a sandbox is at a step, until done is called, and in the
+// timeline of who waits for it. tell says how far it is; it may be called at any time.
+func (b *box) begin(ctx context.Context, step sandbox.Step) (tell func(percent int), done func()) {
+	end := timeline.Begin(ctx, string(step))
 	p := &progress{step: step, began: time.Now().UTC(), percent: -1}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -32,6 +34,7 @@ func (b *box) begin(step sandbox.Step) (tell func(percent int), done func()) {
 		p.percent = min(max(percent, 0), 100)
 	}
 	return tell, func() {
+		end()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.steps = slices.DeleteFunc(b.steps, func(other *progress) bool { return other == p })
@@ -39,8 +42,8 @@ func (b *box) begin(step sandbox.Step) (tell func(percent int), done func()) {
 }
 
 // during is begin for a step that is not counted.
-func (b *box) during(step sandbox.Step) (done func()) {
-	_, done = b.begin(step)
+func (b *box) during(ctx context.Context, step sandbox.Step) (done func()) {
+	_, done = b.begin(ctx, step)
 	return done
 }
 

@@ -40,8 +40,8 @@ func TestALineWithoutAnEndIsNotKept(t *testing.T) {
 
 func TestASandboxSaysWhichStepsItIsAt(t *testing.T) {
 	b := &box{state: stateCreating}
-	booted := b.during(sandbox.StepOpenCode)
-	tell, cloned := b.begin(sandbox.StepClone)
+	booted := b.during(t.Context(), sandbox.StepOpenCode)
+	tell, cloned := b.begin(t.Context(), sandbox.StepClone)
 	tell(250)
 	info, _ := b.info()
 	if len(info.Progress) != 2 || info.Progress[0].Step != sandbox.StepOpenCode || info.Progress[0].Percent != nil ||

@@ -123,7 +123,7 @@ func (m *Manager) refill(ctx context.Context, b *box, g *guest.Client, snapshot 
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Restore)
 	defer cancel()
 	rec := b.record()
-	tell, done := b.begin(sandbox.StepRestore)
+	tell, done := b.begin(ctx, sandbox.StepRestore)
 	defer done()
 	if _, err := m.workspaces.Restore(ctx, rec.ref(), snapshot, PartState, g, nil); err != nil {
 		return 0, 0, atStep(ctx, "restore", err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Handle is a running sandbox, ready to be talked to. It stays good until the
@@ -297,6 +298,7 @@ func (m *Manager) thaw(ctx context.Context, b *box) error {
 	cont, attached := b.cont, b.attached
 	b.shrunk = false
 	b.mu.Unlock()
+	defer timeline.Begin(ctx, "unpause")()
 	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	if err := m.runtime.Unpause(engineCtx, cont.ID); err != nil {
@@ -446,6 +448,7 @@ func (m *Manager) keep(ctx context.Context, b *box, next newConfig) error {
 // record, so that what OpenCode rejects is never kept. One that waits for a busy
 // sandbox is kept unseen; should OpenCode reject it later, the next one replaces it.
 func (m *Manager) applyConfig(ctx context.Context, b *box, next newConfig) (int, error) {
+	defer timeline.Begin(ctx, "config")()
 	rendered, err := next.config.Over(m.settings.Defaults).Guest()
 	if err != nil {
 		return 0, err
