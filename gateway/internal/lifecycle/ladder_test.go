@@ -348,6 +348,14 @@ func TestRoomIsMadeOfTheSandboxThatWasIdleLongest(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mustUse(m, "idle")
+	until(t, "what the idle ones have is stored, which comes before any sleep", func() bool {
+		return !slices.ContainsFunc([]string{"idle", "idler"}, func(id string) bool {
+			b := m.find(id)
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.dirty || b.persisting
+		})
+	})
 	until(t, "there is room for another", func() bool {
 		_, err := m.Create(t.Context(), request("new"))
 		if err != nil && !sandbox.HasCode(err, sandbox.CodeNoCapacity) {
