@@ -2,13 +2,13 @@ package frontpage
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"sync"
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -129,15 +129,5 @@ func (j *jobs) close(ctx context.Context) error {
 	j.mu.Lock()
 	j.stop(lifecycle.ErrClosing)
 	j.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		j.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return errors.New("what was asked for on the front page did not end in time")
-	}
+	return daemon.Await(ctx, &j.running, "what was asked for on the front page")
 }

@@ -153,25 +153,11 @@ func (a *API) Drain() { a.stopStreams(lifecycle.ErrClosing) }
 func (a *API) Close(ctx context.Context) error {
 	a.stopStreams(lifecycle.ErrClosing)
 	a.stopTurns(lifecycle.ErrClosing)
-	if err := a.front.Close(ctx); err != nil {
-		return err
-	}
+	errs := []error{a.front.Close(ctx)}
 	if a.ui != nil {
-		if err := a.ui.Close(ctx); err != nil {
-			return err
-		}
+		errs = append(errs, a.ui.Close(ctx))
 	}
-	done := make(chan struct{})
-	go func() {
-		a.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return errors.New("turns did not end in time")
-	}
+	return errors.Join(append(errs, daemon.Await(ctx, &a.running, "turns"))...)
 }
 
 // requestIDHeader is returned to the caller and stands in the log.

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 	"github.com/agentpod/agentpod/shared/timeline"
@@ -221,17 +222,7 @@ func (m *Manager) Start(ctx context.Context) error {
 // Close ends what runs and waits for it, no longer than ctx. Sandboxes stay.
 func (m *Manager) Close(ctx context.Context) error {
 	m.shutdown(ErrClosing)
-	done := make(chan struct{})
-	go func() {
-		m.work.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return errors.New("work on sandboxes did not end in time")
-	}
+	return daemon.Await(ctx, &m.work, "work on sandboxes")
 }
 
 // Ready returns nil when engine and store can be used.

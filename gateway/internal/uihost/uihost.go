@@ -24,6 +24,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
 	"github.com/agentpod/agentpod/shared/border"
+	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -88,17 +89,7 @@ func defaultPort(scheme string) string {
 // longer than ctx.
 func (h *Host) Close(ctx context.Context) error {
 	h.wakes.stop(lifecycle.ErrClosing)
-	done := make(chan struct{})
-	go func() {
-		h.wakes.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return errors.New("wakes did not end in time")
-	}
+	return daemon.Await(ctx, &h.wakes.running, "wakes")
 }
 
 // URL is where a sandbox's UI is.
