@@ -278,10 +278,11 @@ func TestWhatDiesIsNoticedAndComesBack(t *testing.T) {
 		kept(t)
 	})
 	t.Run("container, volume and snapshots removed", func(t *testing.T) {
-		if err := os.RemoveAll(filepath.Join(g.dir, "store", "snapshots", "mortal")); err != nil {
-			t.Fatal(err)
-		}
 		removeAll(t)
+		// What was being stored as the container went may be written still.
+		eventually(t, "nothing is stored", 10*time.Second, func() bool {
+			return os.RemoveAll(filepath.Join(g.dir, "store", "snapshots", "mortal")) == nil
+		})
 		if got := g.call(t, http.MethodPost, "/sandbox/mortal/wake", nil, http.StatusConflict); got["code"] != "workspace_lost" {
 			t.Errorf("got %v", got)
 		}
