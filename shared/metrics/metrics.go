@@ -22,8 +22,8 @@ func Buckets() []float64 {
 	return []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900}
 }
 
-// StatusLeft counts a request whose caller did not wait for the answer.
-const StatusLeft = 499
+// statusLeft counts a request whose caller did not wait for the answer.
+const statusLeft = 499
 
 // Metrics are the figures of one server. Safe for concurrent use.
 type Metrics struct {
@@ -63,11 +63,16 @@ func New(more ...prometheus.Collector) (*Metrics, error) {
 func (m *Metrics) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.page.ServeHTTP(w, r) }
 
 // Count counts a request that is over. route is that of the server's table, which
-// bounds how many there are; empty for a path that is no route's.
-func (m *Metrics) Count(route, method string, status int, took time.Duration) {
+// bounds how many there are; empty for a path that is no route's. answered says that
+// a reply was begun, with that status.
+func (m *Metrics) Count(r *http.Request, route string, answered bool, status int, took time.Duration) {
+	if !answered && r.Context().Err() != nil {
+		status = statusLeft
+	}
 	if route == "" {
 		route = "none"
 	}
+	method := r.Method
 	if !slices.Contains([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}, method) {
 		method = "other"
 	}

@@ -1,6 +1,8 @@
 package metrics_test
 
 import (
+	"context"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -16,14 +18,21 @@ func TestRequestsAreCountedByRouteAndNothingIsUnbounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Count("/sandbox/:id", "GET", 200, time.Second)
-	m.Count("", "HACK", 404, time.Second)
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	request := func(ctx context.Context, method string) *http.Request {
+		return httptest.NewRequestWithContext(ctx, method, "/x", nil)
+	}
+	m.Count(request(t.Context(), "GET"), "/sandbox/:id", true, 200, time.Second)
+	m.Count(request(t.Context(), "HACK"), "", true, 404, time.Second)
+	m.Count(request(left, "PUT"), "", false, 200, time.Second)
 	w := httptest.NewRecorder()
 	m.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	for _, line := range []string{
 		`http_requests_total{method="GET",route="/sandbox/:id",status="200"} 1`,
 		`http_requests_total{method="other",route="none",status="404"} 1`,
-		`http_request_duration_seconds_bucket{route="none",le="1"} 1`,
+		`http_requests_total{method="PUT",route="none",status="499"} 1`,
+		`http_request_duration_seconds_bucket{route="none",le="1"} 2`,
 		`agentpod_build_info{version=`, "go_goroutines ", "process_resident_memory_bytes ",
 	} {
 		if !strings.Contains(w.Body.String(), "\n"+line) {

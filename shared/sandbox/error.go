@@ -203,3 +203,12 @@ func HasCode(err error, code Code) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Code == code
 }
+
+// Public is the part of err that is for callers: its own Error, or one that is
+// internal and says otherwise, with err as the cause, which only a log has.
+func Public(err error, otherwise string) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return Errorf(CodeInternal, "%s", otherwise).WithCause(err)
+}

@@ -178,7 +178,7 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		preflight := a.share(r, c.Response().Header())
 		who, err := a.admit(c, preflight)
 		defer func() { // also of a reply that is broken off, by a panic
-			a.count(c, time.Since(began))
+			a.figures.Count(c.Request(), c.Path(), c.Response().Committed, c.Response().Status, time.Since(began))
 			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
 				"status", c.Response().Status, "duration", time.Since(began))
 		}()

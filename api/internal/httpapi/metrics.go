@@ -1,24 +1,12 @@
 package httpapi
 
 import (
-	"time"
-
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/agentpod/agentpod/api/internal/provider"
-	"github.com/agentpod/agentpod/shared/metrics"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
-
-// count counts a request that is over.
-func (a *API) count(c echo.Context, took time.Duration) {
-	status := c.Response().Status
-	if !c.Response().Committed && c.Request().Context().Err() != nil {
-		status = metrics.StatusLeft
-	}
-	a.figures.Count(c.Path(), c.Request().Method, status, took)
-}
 
 // metrics shows the figures to who runs the API.
 func (a *API) metrics(c echo.Context) error {

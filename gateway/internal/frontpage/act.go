@@ -33,7 +33,7 @@ func (p *Page) create(w http.ResponseWriter, r *http.Request, _ *session) error 
 		if byScript(r) {
 			return err
 		}
-		f.Problem = messageOf(err)
+		f.Problem = public(err).Message
 		p.render(w, http.StatusUnprocessableEntity, "home", p.view("", f))
 		return nil
 	}

@@ -219,10 +219,7 @@ func (p *Page) signOut(w http.ResponseWriter, r *http.Request, s *session) error
 
 // fail answers with an error: a page, or a sentence for the script.
 func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) {
-	e, ok := errors.AsType[*sandbox.Error](err)
-	if !ok {
-		e = sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the gateway; its log has the cause").WithCause(err)
-	}
+	e := public(err)
 	status := e.Code.Status()
 	level := slog.LevelDebug
 	if status >= http.StatusInternalServerError {
@@ -237,6 +234,11 @@ func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	p.render(w, status, "problem", problemView{Problem: e.Message})
+}
+
+// public is an error as a visitor may read it.
+func public(err error) *sandbox.Error {
+	return sandbox.Public(err, "something went wrong in the gateway; its log has the cause")
 }
 
 // byScript says whether the page's script asks, and not a form by itself.

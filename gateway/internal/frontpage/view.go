@@ -6,7 +6,6 @@ import (
 	"embed"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"html/template"
 	"net/http"
 	"slices"
@@ -158,7 +157,7 @@ func (c *card) follow(at seen, now time.Time) {
 			c.Steps = []step{{Text: verbText(at.verb) + since(at.began, now), Percent: -1}}
 		}
 	case at.err != nil:
-		c.Failed = verbFailed(at.verb) + ": " + printable.Line(messageOf(at.err), 4*maxShown)
+		c.Failed = verbFailed(at.verb) + ": " + printable.Line(public(at.err).Message, 4*maxShown)
 		if at.verb == "create" && c.ActiveAt == "" { // there is no sandbox
 			c.State, c.Tone, c.CanDelete = "Not created", "bad", false
 		}
@@ -202,13 +201,6 @@ func verbFailed(verb string) string {
 		"create": "It could not be created", "wake": "It could not be woken", "sync": "It could not be synced",
 		"hibernate": "It could not be put to sleep", "delete": "It could not be deleted",
 	}[verb]
-}
-
-func messageOf(err error) string {
-	if e, ok := errors.AsType[*sandbox.Error](err); ok {
-		return e.Message
-	}
-	return "something went wrong in the gateway; its log has the cause"
 }
 
 // ago says how long ago something was, as exactly as anybody wants to know.

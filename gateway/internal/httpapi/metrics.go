@@ -19,11 +19,7 @@ func newStages() *prometheus.HistogramVec {
 
 // count counts a request that is over, and what it did with its time.
 func (a *API) count(c echo.Context, stages []timeline.Stage, took time.Duration) {
-	status := c.Response().Status
-	if !c.Response().Committed && c.Request().Context().Err() != nil {
-		status = metrics.StatusLeft
-	}
-	a.figures.Count(c.Path(), c.Request().Method, status, took)
+	a.figures.Count(c.Request(), c.Path(), c.Response().Committed, c.Response().Status, took)
 	for _, s := range stages {
 		a.stages.WithLabelValues(c.Path(), s.Name).Observe(s.Took.Seconds())
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	_ "embed"
-	"errors"
 	"html/template"
 	"net/http"
 
@@ -51,8 +50,6 @@ func ownReply(header http.Header, kind, policy string) {
 	header.Set("Content-Security-Policy", policy)
 	border.OwnHost(header)
 }
-
-func asError(err error) (*sandbox.Error, bool) { return errors.AsType[*sandbox.Error](err) }
 
 func titleOf(code sandbox.Code) string {
 	switch code {

@@ -332,10 +332,7 @@ func (h *Host) enter(w http.ResponseWriter, r *http.Request, label, ticket strin
 
 // fail answers with an error: a page for who looks at it, JSON for a program.
 func (h *Host) fail(w http.ResponseWriter, r *http.Request, err error) {
-	e, ok := errors.AsType[*sandbox.Error](err)
-	if !ok {
-		e = sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the gateway; its log has the cause under the request id").WithCause(err)
-	}
+	e := sandbox.Public(err, "something went wrong in the gateway; its log has the cause under the request id")
 	status := e.Code.Status()
 	level := slog.LevelDebug
 	if status >= http.StatusInternalServerError {

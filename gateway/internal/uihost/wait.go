@@ -91,7 +91,7 @@ func (h *Host) tell(ctx context.Context, w http.ResponseWriter, p pass) error {
 	case one.over():
 		said.State = "ready"
 		if one.err != nil {
-			said.State, said.Error = "failed", messageOf(one.err)
+			said.State, said.Error = "failed", sandbox.Public(one.err, "something went wrong in the gateway; its log has the cause").Message
 		}
 	default:
 		if info, err := h.Sandboxes.Get(ctx, p.SandboxID); err == nil {
@@ -117,13 +117,6 @@ func steps(info sandbox.Info) (text string, percent *int) {
 		text = strings.Join(all, "; ") + "."
 	}
 	return text, percent
-}
-
-func messageOf(err error) string {
-	if e, ok := asError(err); ok {
-		return e.Message
-	}
-	return "something went wrong in the gateway; its log has the cause"
 }
 
 func (w *wake) over() bool {
