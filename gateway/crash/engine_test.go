@@ -351,6 +351,14 @@ func (e *engine) halt(id string, from, to lifecycle.State, sig syscall.Signal, k
 	return nil
 }
 
+// Foreground implements lifecycle.Runtime.
+func (e *engine) Foreground(_ context.Context, id string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, err := e.find(id)
+	return err
+}
+
 // Rename implements lifecycle.Runtime.
 func (e *engine) Rename(_ context.Context, id, sandboxID string) error {
 	e.mu.Lock()

@@ -339,6 +339,11 @@ func (w *wire) Unpause(ctx context.Context, id string) error {
 	return w.change(func() error { return w.engine.Unpause(ctx, id) })
 }
 
+// Foreground implements lifecycle.Runtime.
+func (w *wire) Foreground(ctx context.Context, id string) error {
+	return w.change(func() error { return w.engine.Foreground(ctx, id) })
+}
+
 // Rename implements lifecycle.Runtime.
 func (w *wire) Rename(ctx context.Context, id, sandboxID string) error {
 	return w.change(func() error { return w.engine.Rename(ctx, id, sandboxID) })

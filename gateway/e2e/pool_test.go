@@ -106,6 +106,9 @@ func TestASandboxFromThePoolHasNothingOfAWarmUpOrOfAnother(t *testing.T) {
 	if !strings.Contains(all, "the-default-key") || strings.Contains(all, "first") || strings.Contains(all, "warm-up") || strings.Contains(all, "pool") {
 		t.Errorf("credentials and environment are %s", all)
 	}
+	if left := g.exec(t, "two", "sh", "-c", "grep -raoE '.{0,200}(warm-up|of-the-first|of the first).{0,99}' ~ /tmp /run/agentpod || test $? = 1"); left != "" {
+		t.Errorf("files tell of what was before: %s", left)
+	}
 	if now := len(g.model.Requests()); now != asked {
 		t.Errorf("the second create asked the model %d times", now-asked)
 	}

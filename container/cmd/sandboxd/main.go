@@ -91,21 +91,20 @@ func run(log *slog.Logger) error {
 		return err
 	}
 	defer home.Close()
-	supervisor, err := opencode.New(opencode.Settings{
-		Binary: set.binary, Hostname: set.host, Port: set.port,
-		ConfigDir: set.configDir, Home: set.home, Workspace: set.workspace, PluginDir: set.pluginDir,
-		Env: set.childEnv, Output: os.Stdout, Log: log,
-		Processes: processes, OtherTasks: commands.Running,
-	})
-	if err != nil {
-		return err
-	}
-
 	whole, err := tree.Open(set.home, processes, "")
 	if err != nil {
 		return fmt.Errorf("open the home's tree: %w", err)
 	}
 	defer func() { _ = whole.Close() }()
+	supervisor, err := opencode.New(opencode.Settings{
+		Binary: set.binary, Hostname: set.host, Port: set.port,
+		ConfigDir: set.configDir, Home: set.home, Workspace: set.workspace, PluginDir: set.pluginDir,
+		Env: set.childEnv, Output: os.Stdout, Log: log,
+		Processes: processes, OtherTasks: commands.Running, Compact: whole.Compact,
+	})
+	if err != nil {
+		return err
+	}
 	srv := (&server.Server{OpenCode: supervisor, Commands: commands, Files: home, Tree: whole, Token: set.token, Log: log}).HTTP()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()

@@ -44,6 +44,8 @@ type Settings struct {
 	Log        *slog.Logger
 	Processes  *process.Table
 	OtherTasks func() []string // what keeps the sandbox busy besides OpenCode
+	// Compact frees OpenCode's database of what was deleted.
+	Compact func(context.Context) error
 }
 
 // Supervisor owns OpenCode. Its methods are safe for concurrent use; those
@@ -217,7 +219,10 @@ func (s *Supervisor) boot(ctx context.Context, req guest.StartRequest, directory
 	if applied, err = s.settle(ctx, r, before, cfg, written, checked, false); err != nil {
 		return guest.Applied{}, err
 	}
-	return applied, s.acquaint(ctx, r)
+	if err := s.acquaint(ctx, r); err != nil {
+		return guest.Applied{}, err
+	}
+	return applied, s.cover(ctx)
 }
 
 // write makes the config folder what cfg wants, and returns what that changed.

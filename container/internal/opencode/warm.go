@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -127,6 +128,92 @@ func (s *Supervisor) acquaint(ctx context.Context, r *run) error {
 	}
 	if err := r.api.deleteSession(ctx, "", session); err != nil {
 		return opencodeDown("remove the session of the warm-up", err)
+	}
+	return nil
+}
+
+// OpenCode writes its log in batches, some of a second after what they tell of. Once
+// it has not grown for logQuiet there is none to come.
+const (
+	logQuiet      = 2 * time.Second
+	logLookEvery  = 100 * time.Millisecond
+	logWaitsAtAll = 30 * time.Second
+)
+
+// cover removes what the warm-up left in OpenCode's database and log, which OpenCode
+// goes on with.
+func (s *Supervisor) cover(ctx context.Context) error {
+	if err := s.set.Compact(ctx); err != nil {
+		return internal("remove what the warm-up left", err)
+	}
+	const logs = ".local/share/opencode/log"
+	dir, err := s.home.OpenRoot(logs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return internal("open the folder of OpenCode's logs", err)
+	}
+	defer dir.Close()
+	if err := awaitQuiet(ctx, dir); err != nil {
+		return internal("wait for OpenCode's log", err)
+	}
+	err = eachFile(dir, func(name string, _ int64) error {
+		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+		if err != nil {
+			return fmt.Errorf("open it: %w", err)
+		}
+		return f.Close()
+	})
+	if err != nil {
+		return internal("empty OpenCode's log", err)
+	}
+	return nil
+}
+
+// awaitQuiet waits until no file of the folder grows any more.
+func awaitQuiet(ctx context.Context, dir *os.Root) error {
+	ctx, cancel := context.WithTimeout(ctx, logWaitsAtAll)
+	defer cancel()
+	look := time.NewTicker(logLookEvery)
+	defer look.Stop()
+	last, since := int64(-1), time.Now()
+	for {
+		var size int64
+		if err := eachFile(dir, func(_ string, n int64) error { size += n; return nil }); err != nil {
+			return err
+		}
+		if size != last {
+			last, since = size, time.Now()
+		}
+		if time.Since(since) >= logQuiet {
+			return nil
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return fmt.Errorf("it grows and grows: %w", ctx.Err())
+		}
+	}
+}
+
+// eachFile calls fn for each file of the folder, with its size.
+func eachFile(dir *os.Root, fn func(name string, size int64) error) error {
+	entries, err := fs.ReadDir(dir.FS(), ".")
+	if err != nil {
+		return fmt.Errorf("list the folder: %w", err)
+	}
+	for _, entry := range entries {
+		if !entry.Type().IsRegular() {
+			continue
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return fmt.Errorf("look at a file: %w", err)
+		}
+		if err := fn(entry.Name(), info.Size()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

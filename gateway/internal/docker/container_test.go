@@ -109,6 +109,31 @@ func TestAContainerLivesFromCreateToRemove(t *testing.T) {
 	}
 }
 
+func TestAContainerInTheBackgroundHasTheLeastOfTheProcessorsUntilItIsToTheFore(t *testing.T) {
+	ctx := testContext(t)
+	r := newRuntime(t)
+	spec := specOf(r, "background")
+	spec.Background = true
+	c := create(t, r, spec)
+	if _, err := r.Start(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	shares := func(want int64) {
+		t.Helper()
+		if got, err := world.cli.ContainerInspect(ctx, c.ID); err != nil || got.HostConfig.CPUShares != want || !got.State.Running {
+			t.Errorf("its shares are %d, want %d, and it is %s (%v)", got.HostConfig.CPUShares, want, got.State.Status, err)
+		}
+	}
+	shares(leastShares)
+	if err := r.Foreground(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	shares(usualShares)
+	if err := r.Foreground(ctx, strings.Repeat("0", 64)); !errors.Is(err, lifecycle.ErrNoContainer) {
+		t.Errorf("of one that is not there: %v", err)
+	}
+}
+
 func TestTheLimitsHoldInTheContainerAndShowInInspect(t *testing.T) {
 	ctx := testContext(t)
 	r := newRuntime(t, func(s *Settings) {

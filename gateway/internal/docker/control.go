@@ -306,6 +306,18 @@ func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.Stat
 	})
 }
 
+// Foreground gives a container that was made with Spec.Background the same part of the
+// processors as any other.
+func (r *Runtime) Foreground(ctx context.Context, id string) error {
+	return r.call(ctx, step{doing: "give the sandbox's container its part of the processors"}, func(ctx context.Context, e *engine) error {
+		if _, err := r.owned(ctx, e, id); err != nil {
+			return err
+		}
+		_, err := e.cli.ContainerUpdate(ctx, id, container.UpdateConfig{Resources: container.Resources{CPUShares: usualShares}})
+		return err
+	})
+}
+
 // Rename gives the container the name of another sandbox id, atomically. It is
 // name_taken when another container has that name.
 func (r *Runtime) Rename(ctx context.Context, id, sandboxID string) error {

@@ -86,6 +86,13 @@ func (r *Runtime) config(spec lifecycle.Spec, nw *network) *container.Config {
 	return cfg
 }
 
+// The weights of a container when processors are scarce: the kernel's least, and what
+// the engine gives one of which nothing is said.
+const (
+	leastShares = 2
+	usualShares = 1024
+)
+
 // hostConfig is the isolation: what the container may use and see.
 func (r *Runtime) hostConfig(spec lifecycle.Spec, e *engine, nw *network) *container.HostConfig {
 	init := false // sandboxd is PID 1
@@ -123,6 +130,9 @@ func (r *Runtime) hostConfig(spec lifecycle.Spec, e *engine, nw *network) *conta
 			PidsLimit: &pids,
 			Ulimits:   []*container.Ulimit{{Name: "nofile", Soft: r.set.NoFile, Hard: r.set.NoFile}},
 		},
+	}
+	if spec.Background {
+		host.CPUShares = leastShares
 	}
 	if !nw.direct {
 		// Port 0: the engine chooses one that is free.

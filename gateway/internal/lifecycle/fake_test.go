@@ -35,6 +35,7 @@ type world struct {
 
 	mu         sync.Mutex
 	containers map[string]*Container // by id
+	background map[string]bool       // by id
 	volumes    map[string]bool
 	records    map[string]Stored
 	snapshots  map[string][]Snapshot // by sandbox id, the newest first
@@ -65,7 +66,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
-		t: t, containers: map[string]*Container{}, volumes: map[string]bool{}, records: map[string]Stored{},
+		t: t, containers: map[string]*Container{}, background: map[string]bool{}, volumes: map[string]bool{}, records: map[string]Stored{},
 		snapshots: map[string][]Snapshot{}, mirrors: map[string]bool{}, status: guest.Status{OpenCode: guest.OpenCode{State: guest.StateReady}},
 		unreadable: map[string]error{}, calls: map[string]int{}, fail: map[string]error{},
 		block: map[string]chan struct{}{}, entered: map[string]chan struct{}{}, execReply: guest.ExecEvent{Type: "exit"},
@@ -237,6 +238,9 @@ func (w *world) Create(ctx context.Context, spec Spec) (Container, error) {
 	w.serial++
 	c := &Container{ID: "c" + strconv.Itoa(w.serial), SandboxID: spec.SandboxID, State: ContainerCreated, Volume: spec.Volume}
 	w.containers[c.ID], w.volumes[spec.Volume] = c, true
+	if spec.Background {
+		w.background[c.ID] = true
+	}
 	return *c, nil
 }
 
@@ -283,6 +287,19 @@ func (w *world) Pause(ctx context.Context, id string) error {
 
 func (w *world) Unpause(ctx context.Context, id string) error {
 	return w.set(ctx, "Unpause", id, ContainerRunning)
+}
+
+func (w *world) Foreground(ctx context.Context, id string) error {
+	if err := w.step(ctx, "Foreground"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.containers[id] == nil {
+		return ErrNoContainer
+	}
+	delete(w.background, id)
+	return nil
 }
 
 func (w *world) Rename(ctx context.Context, id, sandboxID string) error {

@@ -326,6 +326,7 @@ func (p *pool) boot(ctx context.Context, mem *member) error {
 	var err error
 	mem.cont, err = m.runtime.Create(engineCtx, Spec{
 		SandboxID: mem.name, Volume: mem.volume(), Env: map[string]string{guest.TokenHashEnv: tokenHash(mem.token)},
+		Background: true, // whoever is waited for goes first, also who comes meanwhile
 	})
 	if err != nil {
 		return err
@@ -342,9 +343,12 @@ func (p *pool) boot(ctx context.Context, mem *member) error {
 	if err := p.warm(ctx, mem); err != nil {
 		return err
 	}
-	pauseCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	lastCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
-	return m.runtime.Pause(pauseCtx, mem.cont.ID)
+	if err := m.runtime.Foreground(lastCtx, mem.cont.ID); err != nil {
+		return err
+	}
+	return m.runtime.Pause(lastCtx, mem.cont.ID)
 }
 
 // warm has OpenCode started with the default config and warmed.

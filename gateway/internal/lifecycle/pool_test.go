@@ -76,8 +76,11 @@ func TestACreateTakesAContainerThatIsReadyAhead(t *testing.T) {
 		t.Errorf("the record is %+v", rec)
 	}
 	w.mu.Lock()
-	starts := slices.Clone(w.starts)
+	starts, behind := slices.Clone(w.starts), w.background[c.ID]
 	w.mu.Unlock()
+	if behind {
+		t.Error("it has the processors only that nobody else wants")
+	}
 	if len(starts) != 1 || !starts[0].Warm || string(starts[0].Config.OpenCode) != `{"model":"p/m"}` || starts[0].Password != rec.Secrets.Password {
 		t.Errorf("OpenCode was started %d times, first with %+v", len(starts), starts)
 	}

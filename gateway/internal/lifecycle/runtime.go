@@ -35,6 +35,8 @@ type Runtime interface {
 	// Shrink moves the memory of a paused container to swap; unsupported if there is
 	// not enough.
 	Shrink(ctx context.Context, id string) error
+	// Foreground ends what Spec.Background began.
+	Foreground(ctx context.Context, id string) error
 	// Rename gives the container the name of another sandbox id, atomically.
 	Rename(ctx context.Context, id, sandboxID string) error
 	// Remove kills and removes the container; removing what is gone is fine.
@@ -71,6 +73,8 @@ type Spec struct {
 	SandboxID string
 	Volume    string            // the home's volume
 	Env       map[string]string // no secret: it is seen by inspect
+	// Background has the container use the processors that no other one wants.
+	Background bool
 }
 
 // State is what a container does.
