@@ -53,6 +53,36 @@ func Down(ctx context.Context, db *sql.DB, dialect string) error {
 	return nil
 }
 
+// Versions returns the version of a database's tables, 0 if it has none, and the
+// one that Up would bring it to. It changes nothing and waits for no lock.
+func Versions(ctx context.Context, db *sql.DB, dialect string) (current, newest int64, err error) {
+	provider, err := open(db, dialect)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, script := range provider.ListSources() {
+		newest = max(newest, script.Version)
+	}
+	// Asked for the versions at once, goose would make its table.
+	look := "SELECT to_regclass('" + goose.DefaultTablename + "') IS NOT NULL"
+	if dialect == SQLite {
+		look = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '" + goose.DefaultTablename + "')"
+	}
+	var exists bool
+	if err := db.QueryRowContext(ctx, look).Scan(&exists); err != nil || !exists {
+		return 0, newest, wrap("looking for the database's version", err)
+	}
+	current, newest, err = provider.GetVersions(ctx)
+	return current, newest, wrap("reading the database's version", err)
+}
+
+func wrap(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
 // How often and for how long a process tries to get the lock. A migration of
 // much data may take minutes.
 const (

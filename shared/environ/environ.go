@@ -3,12 +3,15 @@
 package environ
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/caarlos0/env/v11"
 )
@@ -57,7 +60,7 @@ func withFiles[T any](environ map[string]string) (map[string]string, []error) {
 		}
 		secret, err := read(path)
 		if err != nil {
-			bad = append(bad, fmt.Errorf("%s_FILE: %w", name, err))
+			bad = append(bad, fmt.Errorf("%s_FILE must be the path of a file with the secret, such as /run/secrets/%s: %w", name, strings.ToLower(name), err))
 			continue
 		}
 		environ[name] = secret
@@ -85,7 +88,7 @@ func read(path string) (string, error) {
 }
 
 // named makes the environment reader's errors speak of variables instead of
-// fields.
+// fields, of the value's shape and of an example. No value is repeated.
 func named[T any](err error) []error {
 	all, ok := errors.AsType[env.AggregateError](err)
 	if !ok {
@@ -100,10 +103,43 @@ func named[T any](err error) []error {
 			continue
 		}
 		variable, _, _ := strings.Cut(field.Tag.Get("env"), ",")
-		if example := field.Tag.Get("envDefault"); example != "" {
-			parse.Err = fmt.Errorf("%w, such as %s", parse.Err, example)
-		}
-		out = append(out, fmt.Errorf("%s: %w", variable, parse.Err))
+		shape, example := shapeOf(field.Type)
+		out = append(out, fmt.Errorf("%s must be %s, such as %s", variable, shape, cmp.Or(Default[T](variable), example)))
 	}
 	return out
+}
+
+// Default is what a variable of T is if it is not set.
+func Default[T any](variable string) string {
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[T]()) {
+		if name, _, _ := strings.Cut(field.Tag.Get("env"), ","); name == variable {
+			return field.Tag.Get("envDefault")
+		}
+	}
+	return ""
+}
+
+// shapeOf names the shape of a type's values, and gives one. A type can name its
+// own by a method Shape.
+func shapeOf(t reflect.Type) (shape, example string) {
+	if t.Kind() == reflect.Slice {
+		shape, example = shapeOf(t.Elem())
+		return "a list, separated by commas, of which each is " + shape, example
+	}
+	switch value := reflect.Zero(t).Interface().(type) {
+	case interface{ Shape() string }:
+		return value.Shape(), "2GiB"
+	case time.Duration:
+		return "a time with a unit (s, m or h)", "90s"
+	case netip.Prefix:
+		return "a network", "10.0.0.0/8"
+	}
+	switch t.Kind() { //nolint:exhaustive // the kinds that there are variables of
+	case reflect.Bool:
+		return "true or false", "true"
+	case reflect.Float32, reflect.Float64:
+		return "a number", "1.5"
+	default:
+		return "a whole number", "10"
+	}
 }

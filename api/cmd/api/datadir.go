@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 
 	"github.com/agentpod/agentpod/api/internal/account"
@@ -13,13 +12,11 @@ import (
 	"github.com/agentpod/agentpod/shared/seal"
 )
 
-// makeDataDir makes the data folder, readable by its owner only.
-func makeDataDir(cfg config.Config) error {
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return fmt.Errorf("making DATA_DIR: %w", err)
-	}
-	return nil
-}
+// The files in DATA_DIR that the API makes if they are not there.
+const (
+	secretFile     = "api.secret"
+	encryptionFile = "encryption.key"
+)
 
 func databaseURL(cfg config.Config) string {
 	if cfg.DatabaseURL != "" {
@@ -38,7 +35,7 @@ type keys struct {
 // it makes those that are missing.
 func openKeys(cfg config.Config, log *slog.Logger) (keys, error) {
 	if cfg.Secret == "" {
-		path := filepath.Join(cfg.DataDir, "api.secret")
+		path := filepath.Join(cfg.DataDir, secretFile)
 		secret, made, err := seal.LoadOrMakeSecret(path, func() string { return rand.Text() + rand.Text() })
 		if err != nil {
 			return keys{}, fmt.Errorf("API_SECRET: %w", err)
@@ -70,7 +67,7 @@ func encryptionKey(cfg config.Config, log *slog.Logger) ([seal.KeySize]byte, err
 	if cfg.EncryptionKey != "" {
 		return seal.ParseKey(cfg.EncryptionKey)
 	}
-	path := filepath.Join(cfg.DataDir, "encryption.key")
+	path := filepath.Join(cfg.DataDir, encryptionFile)
 	key, made, err := seal.LoadOrMakeKey(path)
 	if made {
 		log.Info("a key that seals credentials was made; without it they cannot be read", "file", path)

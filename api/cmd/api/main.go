@@ -22,10 +22,12 @@ const usage = `api: accounts, agent tasks and teams over sandboxes with OpenCode
 Usage:
   api serve     run until SIGINT or SIGTERM (the default); brings the database up to date first
   api migrate   bring the database up to date and end
+  api doctor    check that all it needs is there, and say what to do; --json for programs
   api health    ask the API that runs with this configuration whether it is ready
   api version   print the version
 
 The configuration comes from the environment; README.md lists the variables.
+It ends with 0, with 1 if something went wrong, and with 2 after a mistake in the call or the configuration.
 `
 
 // The exit codes: 1 is what went wrong while running, 2 a mistake in the call
@@ -47,35 +49,27 @@ func main() {
 
 // run is main with everything that it depends on handed in.
 func run(ctx context.Context, args, variables []string, stdout, stderr io.Writer) int {
-	command := "serve"
-	if len(args) > 0 {
-		command = args[0]
-	}
-	if len(args) > 1 {
-		command = "too many arguments"
-	}
-	does := serve
-	switch command {
-	case "serve":
-	case "migrate":
-		does = migrate
-	case "health":
-		does = health
-	case "version", "--version", "-version":
-		_, _ = fmt.Fprintln(stdout, "api", daemon.Version())
-		return 0
-	case "help", "--help", "-help", "-h":
+	call, ok := daemon.ParseCall(args, "serve", "migrate", "health", "doctor")
+	switch {
+	case call.Help:
 		_, _ = fmt.Fprint(stdout, usage)
 		return 0
-	default:
+	case call.Version:
+		_, _ = fmt.Fprintln(stdout, "api", daemon.Version())
+		return 0
+	case !ok || call.JSON && call.Command != "doctor":
 		_, _ = fmt.Fprintf(stderr, "api: %s\n\n%s", strings.Join(args, " "), usage)
 		return exitUsage
 	}
 	cfg, err := config.Load(environ.Map(variables))
+	if call.Command == "doctor" {
+		return examine(ctx, cfg, err, call.JSON, stdout, stderr)
+	}
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "api: the configuration is wrong:\n%s\n", err)
 		return exitUsage
 	}
+	does := map[string]func(context.Context, config.Config, io.Writer) error{"serve": serve, "migrate": migrate, "health": health}[call.Command]
 	if err := does(ctx, cfg, stderr); err != nil {
 		_, _ = fmt.Fprintf(stderr, "api: %s\n", err)
 		return exitFailed

@@ -31,6 +31,11 @@ func TestCallsThatDoNotServe(t *testing.T) {
 	}{
 		"help":                       {[]string{"--help"}, nil, 0, "api migrate"},
 		"version":                    {[]string{"version"}, nil, 0, "api "},
+		"--version":                  {[]string{"--version"}, nil, 0, "api "},
+		"help for a command":         {[]string{"migrate", "-h"}, nil, 0, "api doctor"},
+		"--json where it is not":     {[]string{"migrate", "--json"}, nil, exitUsage, "api: migrate --json"},
+		"a value of another type":    {nil, []string{"TEAM_SIZE=many", "TASK_TIMEOUT=soon"}, exitUsage, "TASK_TIMEOUT must be a time with a unit (s, m or h), such as 10m"},
+		"a doctor's bad settings":    {[]string{"doctor"}, []string{"TEAM_SIZE=0"}, exitUsage, "✗ configuration: TEAM_SIZE must be 1 to 100, such as 10"},
 		"an unknown command":         {[]string{"dance"}, nil, exitUsage, "api: dance"},
 		"too many arguments":         {[]string{"serve", "now"}, nil, exitUsage, "serve now"},
 		"a bad configuration":        {nil, []string{"TEAM_SIZE=0", "LOG_LEVEL=loud"}, exitUsage, "TEAM_SIZE"},

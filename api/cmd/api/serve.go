@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -49,7 +48,7 @@ func withStore(ctx context.Context, cfg config.Config, stderr io.Writer, work fu
 	if err != nil {
 		return err
 	}
-	if err := makeDataDir(cfg); err != nil {
+	if err := daemon.MakeDataDir(cfg.DataDir); err != nil {
 		return err
 	}
 	db, err := store.Open(ctx, databaseURL(cfg))
@@ -145,10 +144,9 @@ func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps, beside
 	if err != nil {
 		return fmt.Errorf("the routes: %w", err)
 	}
-	var listen net.ListenConfig
-	listener, err := listen.Listen(ctx, "tcp", cfg.Addr)
+	listener, err := daemon.Listen(ctx, "API_ADDR", cfg.Addr)
 	if err != nil {
-		return fmt.Errorf("listening on API_ADDR %s: %w", cfg.Addr, err)
+		return err
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup

@@ -58,11 +58,11 @@ func Open(ctx context.Context, databaseURL string) (*Store, error) {
 	db.SetConnMaxIdleTime(idleConn)
 	if dialect == migrations.SQLite {
 		if err := firstConn(ctx, db); err != nil {
-			return nil, errors.Join(err, db.Close())
+			return nil, errors.Join(explained(err), db.Close())
 		}
 	}
 	if err := migrations.Up(ctx, db, dialect); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(explained(err), db.Close())
 	}
 	s.db, err = gorm.Open(dialector, &gorm.Config{
 		// A row's values may be secrets; what fails is returned.
@@ -125,7 +125,7 @@ func connect(databaseURL string) (*sql.DB, string, gorm.Dialector, error) {
 		// SQLite would make it readable for everybody.
 		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's own setting
 		if err != nil {
-			return nil, "", nil, fmt.Errorf("opening the database: %w", err)
+			return nil, "", nil, fmt.Errorf("opening the database; let this user write the file and its folder: %w", err)
 		}
 		if err := file.Close(); err != nil {
 			return nil, "", nil, fmt.Errorf("opening the database: %w", err)

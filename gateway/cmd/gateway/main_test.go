@@ -20,11 +20,17 @@ func TestCallsThatDoNotServe(t *testing.T) {
 	}{
 		"help":                     {[]string{"--help"}, nil, 0, "gateway network"},
 		"version":                  {[]string{"version"}, nil, 0, "gateway "},
+		"--version":                {[]string{"--version"}, nil, 0, "gateway "},
+		"help for a command":       {[]string{"serve", "--help"}, nil, 0, "gateway doctor"},
+		"--json where it is not":   {[]string{"serve", "--json"}, nil, exitUsage, "gateway: serve --json"},
+		"a value of another type":  {nil, []string{"SANDBOX_PIDS=many", "BOOT_TIMEOUT=soon", "SANDBOX_MEMORY=much"}, exitUsage, "SANDBOX_PIDS must be a whole number, such as 1024"},
+		"a doctor's bad settings":  {[]string{"doctor"}, []string{"SANDBOX_CPUS=0"}, exitUsage, "✗ configuration: SANDBOX_CPUS must be a number above 0, such as 2"},
+		"one too many for doctor":  {[]string{"doctor", "now"}, nil, exitUsage, "doctor now"},
 		"an unknown command":       {[]string{"dance"}, nil, exitUsage, "gateway: dance"},
 		"too many arguments":       {[]string{"serve", "now"}, nil, exitUsage, "serve now"},
 		"a bad configuration":      {nil, []string{"SANDBOX_CPUS=0", "LOG_LEVEL=loud"}, exitUsage, "SANDBOX_CPUS"},
 		"the health of nobody":     {[]string{"health"}, []string{"GATEWAY_ADDR=127.0.0.1:1"}, exitFailed, "127.0.0.1:1"},
-		"a sealing key that is no": {nil, []string{"SEALING_KEY=short"}, exitFailed, "SEALING_KEY"},
+		"a sealing key that is no": {nil, []string{"SEALING_KEY=short"}, exitUsage, "SEALING_KEY must be 32 bytes in hex or base64, such as"},
 		"a bucket without a key":   {nil, []string{"S3_ENDPOINT=https://s3.example.com", "S3_BUCKET=b", "S3_ACCESS_KEY_ID=a", "S3_SECRET_ACCESS_KEY=s"}, exitUsage, "openssl rand -hex 32"},
 	} {
 		t.Run(name, func(t *testing.T) {

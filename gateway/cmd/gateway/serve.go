@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -67,7 +66,11 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 	debug.SetGCPercent(garbagePercent)
 	untouched := make([]byte, untouchedHeap)
 	defer runtime.KeepAlive(untouched)
-	engine, err := newEngine(cfg, log)
+	id, err := installation(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	engine, err := docker.New(engineSettings(cfg, id), log)
 	if err != nil {
 		return err
 	}
@@ -83,10 +86,9 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		mirror.New(kept.store, kept.keyring, mirror.Settings{Exclude: cfg.MirrorExclude, Log: log}),
 		cfg.PersistConcurrency, log)
 	manager := lifecycle.New(lifecycleSettings(cfg), engine, kept.records, workspaces, links, notices, log)
-	var listen net.ListenConfig
-	listener, err := listen.Listen(ctx, "tcp", cfg.Addr)
+	listener, err := daemon.Listen(ctx, "GATEWAY_ADDR", cfg.Addr)
 	if err != nil {
-		return fmt.Errorf("listening on GATEWAY_ADDR %s: %w", cfg.Addr, err)
+		return err
 	}
 	ui, err := uiSettings(cfg, kept.keyring, listener.Addr())
 	if err != nil {
@@ -159,16 +161,23 @@ func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	return s
 }
 
+// The files in DATA_DIR that the gateway makes if they are not there.
+const (
+	tokenFile        = "gateway.token"
+	installationFile = "installation"
+	sealingFile      = "sealing.key"
+)
+
 // openDataDir makes the data folder, readable by its owner only, and finds or
 // makes the token in it.
 func openDataDir(cfg *config.Config, log *slog.Logger) (token string, err error) {
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return "", fmt.Errorf("making DATA_DIR: %w", err)
+	if err := daemon.MakeDataDir(cfg.DataDir); err != nil {
+		return "", err
 	}
 	if cfg.Token != "" {
 		return cfg.Token, nil
 	}
-	path := filepath.Join(cfg.DataDir, "gateway.token")
+	path := filepath.Join(cfg.DataDir, tokenFile)
 	token, made, err := seal.LoadOrMakeSecret(path, func() string { return rand.Text() + rand.Text() })
 	if err != nil {
 		return "", err
@@ -183,27 +192,23 @@ var installationPattern = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 
 // installation is what tells this gateway's containers from those of others.
 func installation(dataDir string) (string, error) {
-	path := filepath.Join(dataDir, "installation")
+	path := filepath.Join(dataDir, installationFile)
 	id, _, err := seal.LoadOrMakeSecret(path, func() string { return strings.ToLower(rand.Text()[:8]) })
 	if err != nil {
 		return "", err
 	}
 	if !installationPattern.MatchString(id) {
-		return "", fmt.Errorf("%s must hold 1 to 32 lower-case letters and digits", path)
+		return "", fmt.Errorf("%s must hold 1 to 32 lower-case letters and digits, such as k3x9w2qd", path)
 	}
 	return id, nil
 }
 
-func newEngine(cfg config.Config, log *slog.Logger) (*docker.Runtime, error) {
-	id, err := installation(cfg.DataDir)
-	if err != nil {
-		return nil, err
-	}
-	return docker.New(docker.Settings{
-		Installation: id, Image: cfg.Image, Host: cfg.EngineHost, Reach: docker.Reach(cfg.Reach), Runtime: cfg.ContainerClass,
+func engineSettings(cfg config.Config, installation string) docker.Settings {
+	return docker.Settings{
+		Installation: installation, Image: cfg.Image, Host: cfg.EngineHost, Reach: docker.Reach(cfg.Reach), Runtime: cfg.ContainerClass,
 		Memory: int64(cfg.Memory), CPUs: cfg.CPUs, Pids: cfg.PIDs, NoFile: cfg.NoFile,
 		TmpSize: int64(cfg.TmpSize), RunSize: int64(cfg.RunSize), LogMaxSize: int64(cfg.LogSize), LogMaxFiles: cfg.LogFiles,
-	}, log)
+	}
 }
 
 // printNetwork is for what must listen where sandboxes can reach it.
@@ -212,10 +217,14 @@ func printNetwork(ctx context.Context, cfg config.Config, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return fmt.Errorf("making DATA_DIR: %w", err)
+	if err := daemon.MakeDataDir(cfg.DataDir); err != nil {
+		return err
 	}
-	engine, err := newEngine(cfg, log)
+	id, err := installation(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	engine, err := docker.New(engineSettings(cfg, id), log)
 	if err != nil {
 		return err
 	}

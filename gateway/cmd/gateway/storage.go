@@ -66,11 +66,11 @@ func openStorage(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *s
 	if s.keyring, err = newKeyring(cfg, log); err != nil {
 		return nil, err
 	}
-	if s.inner, s.name, err = openObjects(cfg); err != nil {
+	if s.inner, s.name, err = openObjects(cfg, store.OpenDirectory); err != nil {
 		return nil, err
 	}
 	s.store = store.NewRetrier(s.inner, store.Policy{})
-	if err := s.probe(ctx); err != nil {
+	if err := probe(ctx, s.store, s.name); err != nil {
 		return nil, err
 	}
 	if bucket, ok := s.inner.(*store.S3); ok {
@@ -93,7 +93,12 @@ func openStorage(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *s
 // lockDataDir makes sure that no other process uses a DATA_DIR. The lock ends
 // with the process.
 func lockDataDir(dir string) (*os.File, error) {
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's own path
+	return takeLock(dir, os.O_CREATE)
+}
+
+// takeLock opens the lock with flags besides that for reading and writing.
+func takeLock(dir string, flags int) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|flags, 0o600) //nolint:gosec // the operator's own path
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock of DATA_DIR: %w", err)
 	}
@@ -109,6 +114,11 @@ func newKeyring(cfg config.Config, log *slog.Logger) (*seal.Keyring, error) {
 	if err != nil {
 		return nil, err
 	}
+	return keyring(cfg, current)
+}
+
+func keyring(cfg config.Config, current [seal.KeySize]byte) (*seal.Keyring, error) {
+	var err error
 	former := make([][seal.KeySize]byte, len(cfg.SealingKeysFormer))
 	for i, text := range cfg.SealingKeysFormer {
 		if former[i], err = seal.ParseKey(text); err != nil {
@@ -126,7 +136,7 @@ func sealingKey(cfg config.Config, log *slog.Logger) ([seal.KeySize]byte, error)
 		}
 		return key, nil
 	}
-	path := filepath.Join(cfg.DataDir, "sealing.key")
+	path := filepath.Join(cfg.DataDir, sealingFile)
 	key, made, err := seal.LoadOrMakeKey(path)
 	if err != nil {
 		return key, err
@@ -137,11 +147,15 @@ func sealingKey(cfg config.Config, log *slog.Logger) ([seal.KeySize]byte, error)
 	return key, nil
 }
 
-// openObjects opens the store itself, and returns its name for people.
-func openObjects(cfg config.Config) (objects, string, error) {
+// storeFolder is where a store is that is no bucket.
+func storeFolder(cfg config.Config) string { return filepath.Join(cfg.DataDir, "store") }
+
+// openObjects opens the store itself, and returns its name for people. openFolder
+// opens one that is a folder.
+func openObjects(cfg config.Config, openFolder func(name string) (*store.Directory, error)) (objects, string, error) {
 	if cfg.S3Endpoint == "" {
-		path := filepath.Join(cfg.DataDir, "store")
-		directory, err := store.OpenDirectory(path)
+		path := storeFolder(cfg)
+		directory, err := openFolder(path)
 		if err != nil {
 			return nil, "", err
 		}
@@ -162,12 +176,12 @@ func openObjects(cfg config.Config) (objects, string, error) {
 	return bucket, name, nil
 }
 
-// probe finds out whether the store can do what it must.
-func (s *storage) probe(ctx context.Context) error {
-	silent := fmt.Errorf("the store in %s did not answer within %s", s.name, probeTimeout) //nolint:err113 // a sentence for people
+// probe finds out whether a store can do what it must.
+func probe(ctx context.Context, s store.Store, name string) error {
+	silent := fmt.Errorf("the store in %s did not answer within %s", name, probeTimeout) //nolint:err113 // a sentence for people
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, silent)
 	defer cancel()
-	return s.store.Probe(ctx)
+	return s.Probe(ctx)
 }
 
 // acquire takes the store's lease. From then on nothing is written without it. A

@@ -99,11 +99,6 @@ func TestAFolderHasOneOwnerAndOneKey(t *testing.T) {
 	}
 }
 
-func TestABadFormerKeyIsNamedByItsNumber(t *testing.T) {
-	t.Parallel()
-	mustFail(t, configured(t, map[string]string{"SEALING_KEY": oneKey, "SEALING_KEYS_FORMER": otherKey + ",short"}), "SEALING_KEYS_FORMER, number 2")
-}
-
 func TestABucketIsFoundAgainWithNothingButItsKey(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartServer(t, storetest.ServerOptions{})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/shared/environ"
+	"github.com/agentpod/agentpod/shared/seal"
 )
 
 // Config is the gateway's configuration. The README's table describes the same
@@ -126,6 +127,9 @@ func ProviderKeys() []ProviderKey {
 // of them powers of 1024.
 type Bytes int64
 
+// Shape names the shape of a size for people: see package environ.
+func (Bytes) Shape() string { return "a size" }
+
 // UnmarshalText reads a size.
 func (b *Bytes) UnmarshalText(text []byte) error {
 	s := strings.ToUpper(strings.TrimSpace(string(text)))
@@ -139,7 +143,7 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64)
 	if err != nil || n < 0 || n > 1<<(62-shift) {
-		return fmt.Errorf("%q is not a size; give one like 512MiB or 2GiB", text)
+		return errors.New("it is not a size")
 	}
 	*b = Bytes(n << shift)
 	return nil
@@ -161,7 +165,7 @@ func Load(variables map[string]string) (Config, error) {
 func (c *Config) defaults(variables map[string]string) error {
 	defaults, err := lifecycle.ParseConfig(json.RawMessage(c.DefaultConfig))
 	if err != nil {
-		return fmt.Errorf("DEFAULT_CONFIG must be a config as POST /sandbox takes it: %w", err)
+		return fmt.Errorf(`DEFAULT_CONFIG must be a config as POST /sandbox takes it, such as {"model":"anthropic/claude-sonnet-4-5"}: %w`, err)
 	}
 	c.Providers = map[string]string{}
 	for _, k := range ProviderKeys() {
@@ -223,15 +227,19 @@ func (c *Config) Validate() error {
 	if c.CPUs <= 0 {
 		say("SANDBOX_CPUS", "a number above 0", "2")
 	}
-	for variable, n := range map[string]int64{
-		"SANDBOX_PIDS": c.PIDs, "SANDBOX_NOFILE": c.NoFile, "SANDBOX_TMP_SIZE": int64(c.TmpSize), "SANDBOX_RUN_SIZE": int64(c.RunSize), "SANDBOX_LOG_SIZE": int64(c.LogSize),
-		"SANDBOX_LOG_FILES": int64(c.LogFiles), "BOOT_CONCURRENCY": int64(c.BootConcurrency), "MAX_HELD": int64(c.MaxHeld), "MAX_UPLOAD": int64(c.MaxUpload),
-		"GUEST_TIMEOUT": int64(c.GuestTimeout), "BOOT_TIMEOUT": int64(c.BootTimeout), "CLONE_TIMEOUT": int64(c.CloneTimeout), "HOLD_TIMEOUT": int64(c.HoldTimeout),
-		"MESSAGE_TIMEOUT": int64(c.MessageTimeout), "EXEC_TIMEOUT": int64(c.ExecTimeout), "DRAIN_TIMEOUT": int64(c.DrainTimeout),
-		"SNAPSHOT_TIMEOUT": int64(c.SnapshotTimeout), "RESTORE_TIMEOUT": int64(c.RestoreTimeout),
+	for _, v := range []struct {
+		variable string
+		n        int64
+	}{
+		{"SANDBOX_PIDS", c.PIDs}, {"SANDBOX_NOFILE", c.NoFile}, {"SANDBOX_TMP_SIZE", int64(c.TmpSize)}, {"SANDBOX_RUN_SIZE", int64(c.RunSize)},
+		{"SANDBOX_LOG_SIZE", int64(c.LogSize)}, {"SANDBOX_LOG_FILES", int64(c.LogFiles)}, {"BOOT_CONCURRENCY", int64(c.BootConcurrency)},
+		{"MAX_HELD", int64(c.MaxHeld)}, {"MAX_UPLOAD", int64(c.MaxUpload)}, {"GUEST_TIMEOUT", int64(c.GuestTimeout)}, {"BOOT_TIMEOUT", int64(c.BootTimeout)},
+		{"CLONE_TIMEOUT", int64(c.CloneTimeout)}, {"HOLD_TIMEOUT", int64(c.HoldTimeout)}, {"MESSAGE_TIMEOUT", int64(c.MessageTimeout)},
+		{"EXEC_TIMEOUT", int64(c.ExecTimeout)}, {"DRAIN_TIMEOUT", int64(c.DrainTimeout)}, {"SNAPSHOT_TIMEOUT", int64(c.SnapshotTimeout)},
+		{"RESTORE_TIMEOUT", int64(c.RestoreTimeout)},
 	} {
-		if n <= 0 {
-			bad = append(bad, fmt.Errorf("%s must be above 0", variable))
+		if v.n <= 0 {
+			say(v.variable, "above 0", environ.Default[Config](v.variable))
 		}
 	}
 	if c.MaxRunning < 0 {
@@ -245,6 +253,7 @@ func (c *Config) Validate() error {
 	}
 	c.validateLadder(say)
 	c.validateStore(say)
+	c.validateKeys(say)
 	bad = append(bad, c.validateHosts(say)...)
 	if c.APIURL != "" {
 		if u, err := url.Parse(c.APIURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -282,8 +291,23 @@ func (c *Config) validateLadder(say func(variable, shape, example string)) {
 	}
 }
 
-// sealingKeyExample is how a key is made.
-const sealingKeyExample = "the output of: openssl rand -hex 32"
+// A key's shape, and how one is made.
+const (
+	sealingKeyShape   = "32 bytes in hex or base64"
+	sealingKeyExample = "the output of: openssl rand -hex 32"
+)
+
+// validateKeys says which keys are none, and repeats none.
+func (c *Config) validateKeys(say func(variable, shape, example string)) {
+	if _, err := seal.ParseKey(c.SealingKey); c.SealingKey != "" && err != nil {
+		say("SEALING_KEY", sealingKeyShape, sealingKeyExample)
+	}
+	for i, key := range c.SealingKeysFormer {
+		if _, err := seal.ParseKey(key); err != nil {
+			say(fmt.Sprintf("SEALING_KEYS_FORMER, number %d,", i+1), sealingKeyShape, "what SEALING_KEY was before")
+		}
+	}
+}
 
 // validateStore says what can be said of the store without reaching out to it.
 // What is wrong is not repeated: a URL may hold a secret.
@@ -317,7 +341,7 @@ func (c *Config) validateStore(say func(variable, shape, example string)) {
 		say("S3_PREFIX", "empty or a path that ends in a slash and does not begin with one", "agentpod/")
 	}
 	if c.SealingKey == "" {
-		say("SEALING_KEY", "set if the store is S3, for a bucket outlives this machine (keep a copy elsewhere): 32 bytes in hex or base64", sealingKeyExample)
+		say("SEALING_KEY", "set if the store is S3, for a bucket outlives this machine (keep a copy elsewhere): "+sealingKeyShape, sealingKeyExample)
 	}
 }
 

@@ -36,6 +36,7 @@ func TestABadValueIsNamedWithItsShape(t *testing.T) {
 		"AGENTPOD_API_URL": "ftp://x", "DEFAULT_CONFIG": "[]", "SANDBOX_TMP_SIZE": "much", "MESSAGE_TIMEOUT": "soon",
 		"FREEZE_AFTER": "-1s", "STOP_AFTER": "later", "ARCHIVE_AFTER": "-1h", "DELETE_AFTER": "30d", "MAX_AWAKE": "-24h", "SNAPSHOTS_KEPT": "0",
 		"MIRROR_EXCLUDE": "dist,,a", "PERSIST_CONCURRENCY": "0", "SNAPSHOT_TIMEOUT": "0s", "PUBLIC_URL": "agentpod", "SANDBOX_DOMAIN": "a_b", "ACCEPT_SHARED_SITE": "perhaps", "RESTORE_TIMEOUT": "-1s", "S3_ADDRESSING": "host",
+		"SEALING_KEY": "short", "SEALING_KEYS_FORMER": strings.Repeat("ab", 32) + ",short",
 	} {
 		t.Run(variable, func(t *testing.T) {
 			t.Parallel()

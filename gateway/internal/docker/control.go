@@ -227,16 +227,21 @@ func (r *Runtime) start(ctx context.Context, id string) (lifecycle.Container, er
 			return err
 		}
 		c = r.describe(resp)
-		switch {
-		case alive(c.State):
-			return nil
-		case c.OOMKilled:
-			return sandbox.Errorf(sandbox.CodeOutOfMemory, "the sandbox ran out of memory as it started; raise the sandboxes' memory limit")
-		default:
-			return sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox's first process ended at once with exit code %d; its log (docker logs) says why", c.ExitCode)
-		}
+		return began(c)
 	})
 	return c, err
+}
+
+// began returns nil for a container that was started and runs.
+func began(c lifecycle.Container) error {
+	switch {
+	case alive(c.State):
+		return nil
+	case c.OOMKilled:
+		return sandbox.Errorf(sandbox.CodeOutOfMemory, "the sandbox ran out of memory as it started; raise the sandboxes' memory limit")
+	default:
+		return sandbox.Errorf(sandbox.CodeBootFailed, "the sandbox's first process ended at once with exit code %d; its log (docker logs) says why", c.ExitCode)
+	}
 }
 
 // Stop kills the container after grace; stopping one that is stopped is fine.

@@ -86,8 +86,14 @@ func setLimit(ctx context.Context, e *engine, id string, memory, withSwap int64)
 	return err
 }
 
-// freeSwap is how much of the swap of the engine's host is free, in bytes, if the
-// engine is on this machine.
+// FreeSwap is how much of the swap of the engine's host is free for sandboxes, in
+// bytes; it is known if the engine is on this machine.
+func (r *Runtime) FreeSwap() (free uint64, known bool) {
+	free, known = r.freeSwap()
+	return free - min(free, swapReserve), known
+}
+
+// freeSwap is how much of it is free at all.
 func (r *Runtime) freeSwap() (free uint64, known bool) {
 	if !strings.HasPrefix(r.host, "unix://") {
 		return 0, false

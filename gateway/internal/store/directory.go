@@ -25,6 +25,7 @@ type Directory struct {
 	names sync.RWMutex // makes what happens to names one step
 	stamp stamper
 	disk  *syncer
+	guest bool // of VisitDirectory, which made tempFolder
 }
 
 var _ Store = (*Directory)(nil)
@@ -37,12 +38,9 @@ const (
 // OpenDirectory opens the store in a directory, making it if it is not there,
 // and removes what a write that did not finish left behind.
 func OpenDirectory(name string) (*Directory, error) {
-	if err := os.MkdirAll(name, folderMode); err != nil {
-		return nil, fmt.Errorf("making the store's directory: %w", err)
-	}
-	root, err := os.OpenRoot(name)
+	root, err := openFolder(name)
 	if err != nil {
-		return nil, fmt.Errorf("opening the store's directory: %w", err)
+		return nil, err
 	}
 	err = root.RemoveAll(tempFolder)
 	if err == nil {
@@ -50,13 +48,53 @@ func OpenDirectory(name string) (*Directory, error) {
 	}
 	if err != nil {
 		_ = root.Close()
-		return nil, fmt.Errorf("emptying %s in the store's directory: %w", tempFolder, err)
+		return nil, fmt.Errorf("emptying %s in the store's directory %s; let this user write there: %w", tempFolder, name, err)
 	}
-	return &Directory{root: root, disk: newSyncer(func(folder string) error { return syncFolder(root, folder) })}, nil
+	return newDirectory(root), nil
+}
+
+func newDirectory(root *os.Root) *Directory {
+	return &Directory{root: root, disk: newSyncer(func(folder string) error { return syncFolder(root, folder) })}
+}
+
+// openFolder opens the store's directory, making it if it is not there.
+func openFolder(name string) (*os.Root, error) {
+	if err := os.MkdirAll(name, folderMode); err != nil {
+		return nil, fmt.Errorf("the store's directory %s cannot be made; let this user write there, and remove what is in its place: %w", name, err)
+	}
+	root, err := os.OpenRoot(name)
+	if err != nil {
+		return nil, fmt.Errorf("opening the store's directory: %w", err)
+	}
+	return root, nil
+}
+
+// VisitDirectory opens the store in a directory that another process may be using,
+// to look at what is there and for Probe, and for nothing else. Close leaves it as
+// it was, but for the directory itself, which is made if it is not there.
+func VisitDirectory(name string) (*Directory, error) {
+	root, err := openFolder(name)
+	if err != nil {
+		return nil, err
+	}
+	d := newDirectory(root)
+	switch err := root.Mkdir(tempFolder, folderMode); {
+	case err == nil:
+		d.guest = true
+	case !errors.Is(err, fs.ErrExist):
+		_ = root.Close()
+		return nil, fmt.Errorf("making %s in the store's directory %s; let this user write there: %w", tempFolder, name, err)
+	}
+	return d, nil
 }
 
 // Close gives the directory up. Open readers stay usable.
-func (d *Directory) Close() error { return d.root.Close() }
+func (d *Directory) Close() error {
+	if d.guest {
+		_ = d.root.Remove(tempFolder) // somebody may use it by now
+	}
+	return d.root.Close()
+}
 
 func syncFolder(root *os.Root, name string) error {
 	folder, err := root.Open(name)

@@ -49,7 +49,22 @@ func probeAt(ctx context.Context, s Store, key string) error {
 	case second.ETag == first.ETag:
 		return lacking("it gives two contents the same ETag")
 	}
-	return probeRead(ctx, s, key, "fourth")
+	if err := probeRead(ctx, s, key, "fourth"); err != nil {
+		return err
+	}
+	return probeList(ctx, s, key)
+}
+
+func probeList(ctx context.Context, s Store, key string) error {
+	for info, err := range s.List(ctx, probeFolder) {
+		if err != nil {
+			return fmt.Errorf("listing a small object: %w", err)
+		}
+		if info.Key == key {
+			return nil
+		}
+	}
+	return refused(errors.New("a small object is not listed"))
 }
 
 func probeRead(ctx context.Context, s Store, key, want string) error {

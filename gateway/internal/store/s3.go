@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -86,6 +87,24 @@ func (s *S3) Probe(ctx context.Context) error {
 		return failedProbe(s.String(), err)
 	}
 	return nil
+}
+
+// Clock asks the server for its time, which it gives to the second, whoever asks.
+func (s *S3) Clock(ctx context.Context) (time.Time, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, s.settings.Endpoint, nil)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("asking %s for its time: %w", s.settings.Endpoint, err)
+	}
+	reply, err := s.transport.RoundTrip(req)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("asking %s for its time: %w", s.settings.Endpoint, err)
+	}
+	defer reply.Body.Close()
+	at, err := http.ParseTime(reply.Header.Get("Date"))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%s does not say its time: %w", s.settings.Endpoint, err)
+	}
+	return at, nil
 }
 
 // String names the bucket for people.

@@ -120,7 +120,7 @@ type Store interface {
 	// DeletePrefix removes every object whose key begins with prefix, which
 	// ends in '/' and is not empty. After an error some of them may be left.
 	DeletePrefix(ctx context.Context, prefix string) error
-	// Probe writes, reads and deletes a small object to find out whether the
+	// Probe writes, reads, lists and deletes a small object to find out whether the
 	// store can do what this interface says. Its error is a sentence for the
 	// operator; a store whose conditions do not work is ErrNoConditions.
 	Probe(ctx context.Context) error

@@ -54,14 +54,8 @@ func CheckKey(ctx context.Context, k *seal.Keyring, s store.Store) (KeyReport, e
 	if err != nil {
 		return KeyReport{}, err
 	}
-	if !k.Has(found.KeyID) {
-		return KeyReport{}, fmt.Errorf("the store is sealed with key %s and SEALING_KEY is %s: set SEALING_KEY to the key with the id %[1]s, "+
-			"or add that one to SEALING_KEYS_FORMER if the key is to be changed", found.KeyID, k.KeyID())
-	}
-	for _, id := range found.Rotating {
-		if !k.Has(id) {
-			return KeyReport{}, fmt.Errorf("the change of SEALING_KEY to %s was not finished, so records are sealed with key %s: add the key with the id %[2]s to SEALING_KEYS_FORMER", found.KeyID, id)
-		}
+	if err := fits(k, found); err != nil {
+		return KeyReport{}, err
 	}
 	if found.KeyID == k.KeyID() && len(found.Rotating) == 0 {
 		if condition.IfAbsent {
@@ -70,6 +64,72 @@ func CheckKey(ctx context.Context, k *seal.Keyring, s store.Store) (KeyReport, e
 		return KeyReport{Missing: missing(k, found.Former)}, err
 	}
 	return rotate(ctx, k, s, found, condition)
+}
+
+// KeyFits makes sure that the keyring's keys fit what is stored, as CheckKey does,
+// and that a record can be opened. It changes nothing and may be called at any
+// time. It returns the id of the key that the store is sealed with, empty if
+// nothing is stored yet.
+func KeyFits(ctx context.Context, k *seal.Keyring, s store.Store) (keyID string, err error) {
+	found, condition, err := readFingerprint(ctx, k, s)
+	if err != nil {
+		return "", err
+	}
+	if err := fits(k, found); err != nil {
+		return "", err
+	}
+	opened, tried, err := openAny(ctx, k, s)
+	switch {
+	case err != nil:
+		return "", err
+	case tried > 0 && !opened:
+		return "", fmt.Errorf("SEALING_KEY is %s, as %s in the store says it should be, and opens no record: restore the records from a copy of the store, or set the key that sealed them", k.KeyID(), fingerprintKey)
+	case tried == 0 && condition.IfAbsent:
+		return "", nil
+	}
+	return found.KeyID, nil
+}
+
+// triedRecords is how many records openAny tries: one may be damaged.
+const triedRecords = 8
+
+// openAny tells whether one of the first records can be opened, and how many were tried.
+func openAny(ctx context.Context, k *seal.Keyring, s store.Store) (opened bool, tried int, err error) {
+	records := Records{store: s, keys: k}
+	for info, err := range s.List(ctx, recordsPrefix) {
+		if err != nil {
+			return false, tried, fmt.Errorf("looking for a record: %w", err)
+		}
+		id, ok := idOf(info.Key)
+		if !ok {
+			continue
+		}
+		raw, _, err := read(ctx, s, info.Key, recordLimit)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		if err == nil {
+			_, err = records.decode(id, raw)
+		}
+		if tried++; err == nil || tried == triedRecords {
+			return err == nil, tried, nil
+		}
+	}
+	return false, tried, nil
+}
+
+// fits returns nil if the keyring has the keys that a fingerprint names.
+func fits(k *seal.Keyring, found fingerprint) error {
+	if !k.Has(found.KeyID) {
+		return fmt.Errorf("the store is sealed with key %s and SEALING_KEY is %s: set SEALING_KEY to the key with the id %[1]s, "+
+			"or add that one to SEALING_KEYS_FORMER if the key is to be changed", found.KeyID, k.KeyID())
+	}
+	for _, id := range found.Rotating {
+		if !k.Has(id) {
+			return fmt.Errorf("the change of SEALING_KEY to %s was not finished, so records are sealed with key %s: add the key with the id %[2]s to SEALING_KEYS_FORMER", found.KeyID, id)
+		}
+	}
+	return nil
 }
 
 // rotate seals every record with the current key.
