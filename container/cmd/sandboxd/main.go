@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -38,30 +39,64 @@ const (
 	threads = 48
 )
 
+const usage = `sandboxd: the first process of every sandbox
+
+Usage:
+  sandboxd             run until a signal ends it
+  sandboxd --version   print the version
+
+It is configured by variables named SANDBOXD_*, of which SANDBOXD_TOKEN_SHA256 must be set.
+It ends with 0, with 1 if something went wrong, and with 2 after a mistake in the call or the configuration.
+`
+
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
 func main() {
 	// Before anything else: until then the memory is open to the same user.
 	hardened := process.Harden()
+	if len(os.Args) > 1 {
+		os.Exit(answer(os.Args[1:], os.Stdout, os.Stderr))
+	}
 	process.ReserveThreads(threads)
 	log, err := daemon.NewLogger(os.Stderr, "info", "json")
 	if err != nil {
 		panic(err) // both words are constants
 	}
+	set, err := readSettings(os.Environ())
+	if err != nil {
+		log.Error("the configuration is wrong", "error", err)
+		os.Exit(exitUsage)
+	}
 	err = hardened
 	if err == nil {
-		err = run(log)
+		err = run(set, log)
 	}
 	if err != nil {
 		log.Error("sandboxd ends", "error", err)
-		os.Exit(1)
+		os.Exit(exitFailed)
 	}
 }
 
-// run serves until a signal ends it, which as PID 1 none does.
-func run(log *slog.Logger) error {
-	set, err := readSettings(os.Environ())
-	if err != nil {
-		return err
+// answer is for a call with arguments: it serves nothing.
+func answer(args []string, stdout, stderr io.Writer) int {
+	call, _ := daemon.ParseCall(args, "") // it has no commands
+	switch {
+	case call.Help:
+		_, _ = io.WriteString(stdout, usage)
+	case call.Version:
+		_, _ = fmt.Fprintln(stdout, "sandboxd", daemon.Version())
+	default:
+		_, _ = fmt.Fprintf(stderr, "sandboxd: %s\n\n%s", strings.Join(args, " "), usage)
+		return exitUsage
 	}
+	return 0
+}
+
+// run serves until a signal ends it, which as PID 1 none does.
+func run(set settings, log *slog.Logger) error {
 	// Bound first, so that nothing inside can take the port.
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", set.addr)
 	if err != nil {
@@ -194,7 +229,7 @@ func readSettings(environ []string) (settings, error) {
 		return settings{}, err
 	}
 	if set.port, err = strconv.Atoi(get("OPENCODE_PORT", "4096")); err != nil || set.port < 1 || set.port > 65535 {
-		return settings{}, fmt.Errorf("%sOPENCODE_PORT must be a port number", envPrefix)
+		return settings{}, fmt.Errorf("%sOPENCODE_PORT must be a port number, such as 4096", envPrefix)
 	}
 	return set, nil
 }

@@ -119,6 +119,36 @@ func newBox(t *testing.T, extra ...string) *box {
 	return b
 }
 
+func TestCallsThatDoNotServe(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args, env []string
+		code      int
+		says      string
+	}{
+		"help":                 {[]string{"--help"}, nil, 0, "SANDBOXD_TOKEN_SHA256"},
+		"the version":          {[]string{"--version"}, nil, 0, "sandboxd "},
+		"an unknown command":   {[]string{"dance"}, nil, exitUsage, "sandboxd: dance"},
+		"no token":             {nil, nil, exitUsage, "SANDBOXD_TOKEN_SHA256 must be the SHA-256 of the token, 64 hex digits, such as"},
+		"a port that is none":  {nil, []string{guest.TokenHashEnv + "=" + strings.Repeat("ab", 32), "SANDBOXD_OPENCODE_PORT=x"}, exitUsage, "SANDBOXD_OPENCODE_PORT must be a port number, such as"},
+		"an address elsewhere": {nil, []string{guest.TokenHashEnv + "=" + strings.Repeat("ab", 32), "SANDBOXD_ADDR=192.0.2.1:1"}, exitFailed, "192.0.2.1:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(t.Context(), self, c.args...) //nolint:gosec // this test itself
+			cmd.Env = append(append(os.Environ(), partEnv+"=sandboxd"), c.env...)
+			out, _ := cmd.CombinedOutput() // how it ended is looked at below
+			if code := cmd.ProcessState.ExitCode(); code != c.code || !strings.Contains(string(out), c.says) {
+				t.Errorf("exit %d, it says %s", code, out)
+			}
+		})
+	}
+}
+
 func (b *box) eventually(what string, ok func() bool) {
 	b.t.Helper()
 	deadline := time.NewTimer(20 * time.Second)

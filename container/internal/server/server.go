@@ -80,7 +80,7 @@ type Server struct {
 func ParseTokenHash(text string) (hash [sha256.Size]byte, err error) {
 	raw, err := hex.DecodeString(text)
 	if err != nil || len(raw) != len(hash) {
-		return hash, fmt.Errorf("%s must be the SHA-256 of the token, %d hex digits", guest.TokenHashEnv, 2*len(hash))
+		return hash, fmt.Errorf("%s must be the SHA-256 of the token, %d hex digits, such as the output of: printf TOKEN | sha256sum", guest.TokenHashEnv, 2*len(hash))
 	}
 	return [sha256.Size]byte(raw), nil
 }

@@ -231,11 +231,23 @@ func (c *Config) Validate() error {
 		variable string
 		n        int64
 	}{
-		{"SANDBOX_PIDS", c.PIDs}, {"SANDBOX_NOFILE", c.NoFile}, {"SANDBOX_TMP_SIZE", int64(c.TmpSize)}, {"SANDBOX_RUN_SIZE", int64(c.RunSize)},
-		{"SANDBOX_LOG_SIZE", int64(c.LogSize)}, {"SANDBOX_LOG_FILES", int64(c.LogFiles)}, {"BOOT_CONCURRENCY", int64(c.BootConcurrency)},
-		{"MAX_HELD", int64(c.MaxHeld)}, {"MAX_UPLOAD", int64(c.MaxUpload)}, {"GUEST_TIMEOUT", int64(c.GuestTimeout)}, {"BOOT_TIMEOUT", int64(c.BootTimeout)},
-		{"CLONE_TIMEOUT", int64(c.CloneTimeout)}, {"HOLD_TIMEOUT", int64(c.HoldTimeout)}, {"MESSAGE_TIMEOUT", int64(c.MessageTimeout)},
-		{"EXEC_TIMEOUT", int64(c.ExecTimeout)}, {"DRAIN_TIMEOUT", int64(c.DrainTimeout)}, {"SNAPSHOT_TIMEOUT", int64(c.SnapshotTimeout)},
+		{"SANDBOX_PIDS", c.PIDs},
+		{"SANDBOX_NOFILE", c.NoFile},
+		{"SANDBOX_TMP_SIZE", int64(c.TmpSize)},
+		{"SANDBOX_RUN_SIZE", int64(c.RunSize)},
+		{"SANDBOX_LOG_SIZE", int64(c.LogSize)},
+		{"SANDBOX_LOG_FILES", int64(c.LogFiles)},
+		{"BOOT_CONCURRENCY", int64(c.BootConcurrency)},
+		{"MAX_HELD", int64(c.MaxHeld)},
+		{"MAX_UPLOAD", int64(c.MaxUpload)},
+		{"GUEST_TIMEOUT", int64(c.GuestTimeout)},
+		{"BOOT_TIMEOUT", int64(c.BootTimeout)},
+		{"CLONE_TIMEOUT", int64(c.CloneTimeout)},
+		{"HOLD_TIMEOUT", int64(c.HoldTimeout)},
+		{"MESSAGE_TIMEOUT", int64(c.MessageTimeout)},
+		{"EXEC_TIMEOUT", int64(c.ExecTimeout)},
+		{"DRAIN_TIMEOUT", int64(c.DrainTimeout)},
+		{"SNAPSHOT_TIMEOUT", int64(c.SnapshotTimeout)},
 		{"RESTORE_TIMEOUT", int64(c.RestoreTimeout)},
 	} {
 		if v.n <= 0 {

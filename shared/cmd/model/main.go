@@ -22,18 +22,35 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "model:", err)
-		os.Exit(1)
+	os.Exit(exitCode(err, os.Stderr))
+}
+
+// The exit codes: 1 is what went wrong while running, 2 a mistake in the call.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// errUsage marks a mistake in the call.
+var errUsage = errors.New("see model -help")
+
+// exitCode says how it ended, and what went wrong.
+func exitCode(err error, stderr io.Writer) int {
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		_, _ = fmt.Fprintln(stderr, "model:", err)
+		return exitUsage
+	default:
+		_, _ = fmt.Fprintln(stderr, "model:", err)
+		return exitFailed
 	}
 }
 
 type settings struct {
 	addr, gitAddr, host, workspace, readyFile string
-	verbose                                   bool
+	verbose, version                          bool
 }
 
 func parseFlags(args []string, stderr io.Writer) (settings, error) {
@@ -46,19 +63,23 @@ func parseFlags(args []string, stderr io.Writer) (settings, error) {
 	flags.StringVar(&c.workspace, "workspace", scriptedmodel.DefaultWorkspace, "`folder` that relative names are written to")
 	flags.StringVar(&c.readyFile, "ready-file", "", "`file` to write once listening (JSON: url, gitUrl, config), with FILE.config and FILE.git beside it")
 	flags.BoolVar(&c.verbose, "v", false, "log every request")
+	flags.BoolVar(&c.version, "version", false, "print the version and end")
 	flags.Usage = func() {
 		_, _ = fmt.Fprintf(stderr, "Serves a model that answers by script, for OpenCode and anything else that speaks\nthe OpenAI chat-completions API.\n\nFlags:\n")
 		flags.PrintDefaults()
 		_, _ = fmt.Fprintf(stderr, "\nA message whose first line is none of these is echoed; otherwise each line is a step:\n%s", scriptedmodel.Language())
 	}
 	if err := flags.Parse(args); err != nil {
-		return settings{}, err
+		if errors.Is(err, flag.ErrHelp) {
+			return settings{}, err
+		}
+		return settings{}, fmt.Errorf("%w; %w", err, errUsage)
 	}
 	if flags.NArg() > 0 {
-		return settings{}, fmt.Errorf("unexpected argument %q; see model -help", flags.Arg(0))
+		return settings{}, fmt.Errorf("unexpected argument %q; %w", flags.Arg(0), errUsage)
 	}
 	if !filepath.IsAbs(c.workspace) {
-		return settings{}, fmt.Errorf("-workspace %q must be an absolute path", c.workspace)
+		return settings{}, fmt.Errorf("-workspace %q must be an absolute path, such as %s; %w", c.workspace, scriptedmodel.DefaultWorkspace, errUsage)
 	}
 	return c, nil
 }
@@ -68,6 +89,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	c, err := parseFlags(args, stderr)
 	if err != nil {
 		return err
+	}
+	if c.version {
+		_, _ = fmt.Fprintln(stdout, "model", daemon.Version())
+		return nil
 	}
 	level := "warn"
 	if c.verbose {

@@ -63,14 +63,23 @@ func TestReadyFilesAppearWhileItServesAndGoAtTheEnd(t *testing.T) {
 	}
 }
 
-func TestBadFlagsAreRefusedWithASentence(t *testing.T) {
-	for name, args := range map[string][]string{
-		"unexpected argument": {"extra"},
-		"an absolute path":    {"-workspace", "here"},
-		"listen for the git":  {"-addr", "127.0.0.1:0", "-git-addr", "nowhere.invalid:1:2"},
+func TestCallsThatDoNotServe(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"help":                       {[]string{"-help"}, 0, "-git-addr"},
+		"the version":                {[]string{"--version"}, 0, "model "},
+		"an unexpected argument":     {[]string{"extra"}, exitUsage, `unexpected argument "extra"; see model -help`},
+		"an unknown flag":            {[]string{"-dance"}, exitUsage, "-dance"},
+		"a folder that is relative":  {[]string{"-workspace", "here"}, exitUsage, "must be an absolute path, such as /"},
+		"an address that is no such": {[]string{"-addr", "127.0.0.1:0", "-git-addr", "nowhere.invalid:1:2"}, exitFailed, "listen for the git"},
 	} {
-		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v: %v", args, err)
+		var said bytes.Buffer
+		code := exitCode(run(t.Context(), c.args, &said, &said), &said)
+		if code != c.code || !strings.Contains(said.String(), c.says) {
+			t.Errorf("%s: exit %d, it says %s", name, code, said.String())
 		}
 	}
 }
