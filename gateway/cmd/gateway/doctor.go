@@ -206,7 +206,7 @@ func (x *examination) engine(ctx context.Context) (string, error) {
 // readIfThere returns what a small file holds, nothing if there is none.
 func readIfThere(path string) (string, error) {
 	raw, err := os.ReadFile(path) //nolint:gosec // the operator's own path
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return "", fmt.Errorf("reading what DATA_DIR holds; let this user read it: %w", err)
 	}
 	return strings.TrimSpace(string(raw)), nil

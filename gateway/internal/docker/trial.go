@@ -167,6 +167,8 @@ func (t *Trial) Close(ctx context.Context) error {
 	var errs []error
 	if t.id != "" {
 		errs = append(errs, t.r.call(ctx, step{doing: "remove a container", timeout: t.r.set.SlowTimeout}, func(ctx context.Context, e *engine) error {
+			// Some engines count it among those on the network for a while after it has gone.
+			_ = e.cli.NetworkDisconnect(ctx, t.r.set.Network, t.id, true)
 			err := e.cli.ContainerRemove(ctx, t.id, container.RemoveOptions{Force: true, RemoveVolumes: true})
 			if errdefs.IsNotFound(err) {
 				return nil

@@ -203,3 +203,51 @@ func TestDirectorySaysWhenTheDiskFails(t *testing.T) {
 		t.Errorf("probing: %v", err)
 	}
 }
+
+func TestAVisitLeavesADirectoryToItsProcessAsItIs(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	visit := func() *store.Directory {
+		t.Helper()
+		d, err := store.VisitDirectory(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	fresh := visit()
+	if err := errors.Join(fresh.Probe(t.Context()), fresh.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("a visit leaves %v, %v", left, err)
+	}
+	owner := openDirectory(t, dir)
+	storetest.MustPut(t, owner, "a/x", []byte("before"), store.PutOptions{})
+	// Its own writes go on while there is a visit, and after it.
+	body := readerFunc(func(p []byte) (int, error) {
+		guest := visit()
+		if _, info := storetest.MustGet(t, guest, "a/x"); info.Size != 6 {
+			t.Errorf("the visitor sees %+v", info)
+		}
+		if err := errors.Join(guest.Probe(t.Context()), guest.Close()); err != nil {
+			t.Error(err)
+		}
+		return copy(p, "after"), io.EOF
+	})
+	if _, err := owner.Put(t.Context(), "a/x", body, -1, store.PutOptions{}); err != nil {
+		t.Error(err)
+	}
+	if content, _ := storetest.MustGet(t, owner, "a/x"); string(content) != "after" {
+		t.Errorf("it holds %q", content)
+	}
+	if keys := storetest.MustList(t, owner, ""); !slices.Equal(keys, []string{"a/x"}) {
+		t.Errorf("it holds %q", keys)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.VisitDirectory(file); err == nil || !strings.Contains(err.Error(), "remove what is in its place") {
+		t.Errorf("a file in its place: %v", err)
+	}
+}

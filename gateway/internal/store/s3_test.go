@@ -220,6 +220,15 @@ func deaf(t *testing.T, header string, status int) *httptest.Server {
 			delete(objects, r.URL.Path)
 			w.WriteHeader(http.StatusNoContent)
 		default:
+			if r.URL.Query().Has("list-type") {
+				_, _ = io.WriteString(w, "<ListBucketResult>")
+				for path, content := range objects {
+					_, key, _ := strings.Cut(path[1:], "/")
+					_, _ = fmt.Fprintf(w, "<Contents><Key>%s</Key><Size>%d</Size></Contents>", key, len(content))
+				}
+				_, _ = io.WriteString(w, "</ListBucketResult>")
+				return
+			}
 			w.Header().Set("ETag", etag)
 			w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
 			_, _ = io.WriteString(w, have)
@@ -257,6 +266,21 @@ func TestAServerWithoutConditionalWritesIsNamed(t *testing.T) {
 			}
 			t.Log(err)
 		})
+	}
+}
+
+func TestAServerSaysItsTimeToWhoeverAsks(t *testing.T) {
+	server := storetest.StartServer(t, storetest.ServerOptions{})
+	settings := server.Settings()
+	settings.SecretKey = "not the secret of the test"
+	s := newS3(t, settings)
+	at, err := s.Clock(t.Context())
+	if err != nil || time.Since(at).Abs() > time.Minute {
+		t.Errorf("%s, %v", at, err)
+	}
+	server.Stop(t)
+	if _, err := s.Clock(t.Context()); err == nil || !strings.Contains(err.Error(), server.Endpoint) {
+		t.Errorf("%v", err)
 	}
 }
 

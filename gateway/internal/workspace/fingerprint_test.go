@@ -82,6 +82,48 @@ func TestACheckOfAKeyThatFitsWritesNothing(t *testing.T) {
 	}
 }
 
+func TestWhetherAKeyFitsIsSaidAndNothingChanged(t *testing.T) {
+	onEveryStore(t, func(t *testing.T, s store.Store) {
+		wantFit := func(keys *seal.Keyring, id string) {
+			t.Helper()
+			before := objects(t, s, "")
+			if got, err := KeyFits(t.Context(), keys, s); err != nil || got != id {
+				t.Errorf("%q, %v", got, err)
+			}
+			wantObjects(t, s, "", before)
+		}
+		wantFit(ring(t, 1), "")
+		sealedWith(t, s, 1, "a", "b")
+		wantFit(ring(t, 1), ring(t, 1).KeyID())
+		wantFit(ring(t, 2, 1), ring(t, 1).KeyID()) // a start would seal the records anew
+		if _, err := KeyFits(t.Context(), ring(t, 2), s); err == nil || !strings.Contains(err.Error(), "set SEALING_KEY to the key with the id "+ring(t, 1).KeyID()) {
+			t.Errorf("%v", err)
+		}
+		// Without the fingerprint the records say what they are sealed with.
+		if err := s.Delete(t.Context(), fingerprintKey); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := KeyFits(t.Context(), ring(t, 2), s); err == nil || !strings.Contains(err.Error(), ring(t, 1).KeyID()) {
+			t.Errorf("%v", err)
+		}
+		wantFit(ring(t, 1), ring(t, 1).KeyID())
+		// One that is damaged is no matter of the key; if all are, something is wrong.
+		if _, err := CheckKey(t.Context(), ring(t, 1), s); err != nil {
+			t.Fatal(err)
+		}
+		damage := func(id string) {
+			raw := get(t, s, recordKey(id))
+			storetest.MustPut(t, s, recordKey(id), bytes.Replace(raw, []byte(`"sealed":"`), []byte(`"sealed":"AAAA`), 1), store.PutOptions{})
+		}
+		damage("a")
+		wantFit(ring(t, 1), ring(t, 1).KeyID())
+		damage("b")
+		if _, err := KeyFits(t.Context(), ring(t, 1), s); err == nil || !strings.Contains(err.Error(), "opens no record") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 func TestAKeyIsChanged(t *testing.T) {
 	onEveryStore(t, func(t *testing.T, s store.Store) {
 		sealedWith(t, s, 1, "a", "b")
