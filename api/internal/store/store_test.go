@@ -340,3 +340,27 @@ func TestSessionsAreKeptRenewedAndEnded(t *testing.T) {
 		}
 	})
 }
+
+func TestADatabaseIsLookedAtAndNotChanged(t *testing.T) {
+	storetest.EachURL(t, server, func(t *testing.T, url string) {
+		path, file := strings.CutPrefix(url, "sqlite:")
+		before, err := store.Look(t.Context(), url)
+		if err != nil || before.Absent != file || before.Version != 0 || (before.Newest == 0) != file {
+			t.Fatalf("%+v, %v", before, err)
+		}
+		if _, err := os.Stat(path); file && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a look made the file: %v", err)
+		}
+		if again, err := store.Look(t.Context(), url); err != nil || again.Version != 0 {
+			t.Errorf("after a look it is %+v, %v", again, err)
+		}
+		storetest.Open(t, url)
+		after, err := store.Look(t.Context(), url)
+		if err != nil || after.Absent || after.Version == 0 || after.Version != after.Newest {
+			t.Errorf("%+v, %v", after, err)
+		}
+		if after.Time.IsZero() != file || !file && time.Since(after.Time).Abs() > time.Minute {
+			t.Errorf("its clock says %s", after.Time)
+		}
+	})
+}
