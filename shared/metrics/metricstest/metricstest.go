@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -25,6 +26,26 @@ func Parse(t testing.TB, text string) Page {
 	page, err := parser.TextToMetricFamilies(strings.NewReader(text))
 	if err != nil {
 		t.Fatalf("no page of figures: %v\n%.2000s", err, text)
+	}
+	return page
+}
+
+// Of returns what collectors show at this moment.
+func Of(t testing.TB, collectors ...prometheus.Collector) Page {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	for _, c := range collectors {
+		if err := registry.Register(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := Page{}
+	for _, f := range families {
+		page[f.GetName()] = f
 	}
 	return page
 }
