@@ -2,6 +2,7 @@ package docker
 
 import (
 	"errors"
+	"net/http"
 	"slices"
 	"testing"
 
@@ -30,7 +31,9 @@ func TestCallsAreCountedByNameAndHowTheyEnded(t *testing.T) {
 			t.Errorf("%s: %v have failed", call, failed(call))
 		}
 	}
-	r = serveFake(t, &fakeEngine{api: "1.41", replies: map[string]reply{}})
+	r = serveFake(t, &fakeEngine{api: "1.41", replies: map[string]reply{
+		"GET /containers/" + fakeID + "/json": {status: http.StatusNotFound, text: "No such container: x"},
+	}})
 	if _, err := r.Inspect(testContext(t), fakeID); !errors.Is(err, lifecycle.ErrNoContainer) {
 		t.Fatal(err)
 	}

@@ -14,7 +14,9 @@ import (
 func TestStreamsAreCountedWhileTheyAreOpen(t *testing.T) {
 	t.Parallel()
 	f := serve(t, backend(t, echo), always, proxy.Settings{}, nil)
-	open := func() float64 { return metricstest.Of(t, f.figures).Sum("agentpod_proxy_open_streams", "kind", "upgraded") }
+	open := func() float64 {
+		return metricstest.Of(t, f.figures).Sum("agentpod_proxy_open_streams", "kind", "upgraded")
+	}
 	c := dialWebSocket(t, f)
 	if n := open(); n != 1 {
 		t.Errorf("%v connections are open, want 1", n)
@@ -26,7 +28,9 @@ func TestStreamsAreCountedWhileTheyAreOpen(t *testing.T) {
 	}
 
 	e := serveEvents(t, openCode(t, says("data: {}\n\n")), nil)
-	streams := func() float64 { return metricstest.Of(t, e.figures).Sum("agentpod_proxy_open_streams", "kind", "events") }
+	streams := func() float64 {
+		return metricstest.Of(t, e.figures).Sum("agentpod_proxy_open_streams", "kind", "events")
+	}
 	_, events := e.subscribe(t, "/event")
 	_ = events.next()
 	if n := streams(); n != 1 {

@@ -58,8 +58,14 @@ func TestCallsAreCountedByHowTheyEnded(t *testing.T) {
 		operation, outcome string
 		want               float64
 	}{
-		{"put", "ok", 2}, {"put", "failed", 1}, {"put", "cancelled", 1},
-		{"head", "ok", 1}, {"list", "ok", 1}, {"list", "failed", 1}, {"get", "ok", 0}, {"delete", "failed", 0},
+		{"put", "ok", 2},
+		{"put", "failed", 1},
+		{"put", "cancelled", 1},
+		{"head", "ok", 1},
+		{"list", "ok", 1},
+		{"list", "failed", 1},
+		{"get", "ok", 0},
+		{"delete", "failed", 0},
 	} {
 		if n := page.Sum("agentpod_store_calls_total", "operation", c.operation, "outcome", c.outcome); n != c.want {
 			t.Errorf("%s %s: %v, want %v", c.operation, c.outcome, n, c.want)
