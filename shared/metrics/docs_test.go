@@ -48,7 +48,7 @@ func read(t *testing.T, name string) string {
 }
 
 var (
-	alert   = regexp.MustCompile(`(?m)^      - alert: (\w+)$`)
+	alert   = regexp.MustCompile(`(?m)^ {6}- alert: (\w+)$`)
 	verdict = regexp.MustCompile(`alertname="(\w+)", alertstate="firing"}\)\n\s*eval_time: \w+\n\s*exp_samples: (.)(.)`)
 )
 
@@ -97,7 +97,7 @@ func TestEveryAlertSaysWhatToDoAndIsTriedBothWays(t *testing.T) {
 var (
 	noNames = regexp.MustCompile(`"[^"]*"|\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)`)
 	names   = regexp.MustCompile(`[a-zA-Z_:][a-zA-Z0-9_:]*\b(\s*\()?`)
-	numbers = regexp.MustCompile(`\b[0-9.]+(?:e[0-9]+)?\b`)
+	numbers = regexp.MustCompile(`\b[0-9.]+(?:e\d+)?\b`)
 )
 
 // figuresOf returns the figures that an expression names.
@@ -162,7 +162,7 @@ func exists(t *testing.T, where, expr string) {
 	}
 }
 
-var exprOf = regexp.MustCompile(`(?s)\n        expr: (.*?)\n        (?:for|labels): `)
+var exprOf = regexp.MustCompile(`(?s)\n {8}expr: (.*?)\n {8}(?:for|labels): `)
 
 func TestAlertsNameWhatIsShown(t *testing.T) {
 	t.Parallel()

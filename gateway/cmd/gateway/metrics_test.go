@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/agentpod/agentpod/shared/metrics/metricstest"
 )
@@ -55,7 +56,8 @@ func TestTheFiguresAreThoseThatAreDocumentedHoweverManySandboxesAreAskedFor(t *t
 	const token = "a-token-of-the-tests"
 	url, stop := start(t, "GATEWAY_TOKEN="+token)
 	defer stop()
-	defer http.DefaultClient.CloseIdleConnections()
+	client := &http.Client{Timeout: time.Minute}
+	defer client.CloseIdleConnections()
 	call := func(method, path, body string) (int, string) {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, url+path, strings.NewReader(body))
@@ -63,7 +65,7 @@ func TestTheFiguresAreThoseThatAreDocumentedHoweverManySandboxesAreAskedFor(t *t
 			t.Fatal(err)
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,11 +33,11 @@ func newFigures() figures {
 func (p *Proxy) Figures() prometheus.Collector { return p.figures }
 
 // over counts a request that ended with an error or, if whole is not set, in the
-// middle of its reply. ctx is its caller's.
-func (f figures) over(ctx context.Context, err error, whole bool) {
+// middle of its reply. left says that its caller has left.
+func (f figures) over(err error, whole, left bool) {
 	outcome := metrics.OK
 	switch {
-	case errors.Is(err, ErrClientGone), !whole && ctx.Err() != nil:
+	case errors.Is(err, ErrClientGone), !whole && left:
 		outcome = metrics.Cancelled
 	case err != nil || !whole:
 		outcome = metrics.Failed

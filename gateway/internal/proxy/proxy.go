@@ -166,7 +166,7 @@ func exchangeOf(ctx context.Context) *exchange {
 // is the only way to tell the client that the body is cut short.
 func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) (err error) {
 	whole := false
-	defer func() { p.figures.over(r.Context(), err, whole) }()
+	defer func() { p.figures.over(err, whole, r.Context().Err() != nil) }()
 	if err := border.CheckPath(req.path()); err != nil {
 		return err
 	}
