@@ -98,7 +98,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	served := serveWith(ctx, cfg, httpapi.Deps{
 		Accounts: accounts, Providers: providers, Credentials: credentials, Sandboxes: boxes, Tasks: tasks, Templates: templates, Webhooks: hooks,
 		Ready: db.Ping, Log: log,
-	}, providers.Watch, catalogue.Run, tasks.Recover, boxes.EndVisits)
+	}, providers.Watch, catalogue.Run, tasks.Recover, boxes.EndVisits, boxes.Measure)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
 	defer cancel()
 	return errors.Join(served, stop(last), boxes.Close(last), providers.Close(last))

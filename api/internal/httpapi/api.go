@@ -69,6 +69,7 @@ type API struct {
 	origins  map[string]bool
 	crossing *http.CrossOriginProtection
 	figures  *metrics.Metrics
+	events   events
 	streams  streams
 	openCode *httputil.ReverseProxy
 	echo     *echo.Echo
@@ -84,7 +85,8 @@ func New(settings Settings, deps Deps) (*API, error) {
 		a.origins[origin] = true
 	}
 	var err error
-	if a.figures, err = metrics.New(availability{deps.Providers}); err != nil {
+	a.events = newEvents()
+	if a.figures, err = metrics.New(availability{deps.Providers}, a.events, deps.Tasks.Figures(), deps.Sandboxes.Figures()); err != nil {
 		return nil, err
 	}
 	if a.settings.Recheck <= 0 {

@@ -226,6 +226,7 @@ func (a *API) signIn(c echo.Context) error {
 		return err
 	}
 	signed, err := a.Accounts.SignIn(c.Request().Context(), req, clientOf(c))
+	a.events.signedIn(err)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,8 @@ const maxNotice = 256 << 10
 func (a *API) webhookRoute(e *echo.Echo) { e.POST(webhookPath, a.receive) }
 
 // receive goes by the provider's token alone: there is no session.
-func (a *API) receive(c echo.Context) error {
+func (a *API) receive(c echo.Context) (err error) {
+	defer func() { a.events.told(err) }()
 	token, shown := bearer(c.Request())
 	provider, ok := a.Webhooks.Provider(token)
 	if !shown || !ok {

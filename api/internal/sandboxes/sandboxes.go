@@ -40,6 +40,8 @@ type Settings struct {
 	StartGrace time.Duration
 	// VisitsEvery is how often EndVisits looks for sessions that are over (default 5 s).
 	VisitsEvery time.Duration
+	// MeasureEvery is how often Measure looks at what users store (default 1 min).
+	MeasureEvery time.Duration
 	// Now is the clock; nil is the system's.
 	Now func() time.Time
 }
@@ -54,6 +56,7 @@ func (s Settings) withDefaults() Settings {
 		{&s.ListTimeout, 2 * time.Second},
 		{&s.StartGrace, 2 * time.Minute},
 		{&s.VisitsEvery, 5 * time.Second},
+		{&s.MeasureEvery, time.Minute},
 	} {
 		if *field.value <= 0 {
 			*field.value = field.fallback
@@ -87,6 +90,7 @@ type Service struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	over     chan struct{} // rings for EndVisits
+	storage  storage
 
 	mu     sync.Mutex
 	making map[string]*making

@@ -309,6 +309,11 @@ func (s *Service) conclude(ctx context.Context, j *job, failure error) {
 		err := s.finish(ctx, j)
 		switch {
 		case err == nil:
+			ended := Completed
+			if j.result.Err != nil {
+				ended = Failed
+			}
+			s.figures.ended[string(ended)].Inc()
 			s.bells.ring(j.task.ID)
 			return
 		case errors.Is(err, ErrLeaseLost): // or it is ended already

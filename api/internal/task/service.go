@@ -79,6 +79,7 @@ type Service struct {
 	life     context.Context //nolint:containedctx // the life of the service, not of a call
 	end      context.CancelCauseFunc
 	running  sync.WaitGroup
+	figures  figures
 
 	mu     sync.Mutex
 	closed bool
@@ -88,6 +89,7 @@ type Service struct {
 // New makes a service. It runs nothing by itself before Recover.
 func New(settings Settings, deps Deps) *Service {
 	s := &Service{Deps: deps, settings: settings.orDefault(), jobs: map[string]*job{}}
+	s.figures = newFigures(s)
 	s.slots = make(chan struct{}, s.settings.Concurrency)
 	s.life, s.end = context.WithCancelCause(context.Background())
 	return s
@@ -420,6 +422,7 @@ func (s *Service) Cancel(ctx context.Context, userID, id string) error {
 	case err != nil:
 		return err
 	}
+	s.figures.ended[string(Cancelled)].Inc()
 	s.bells.ring(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -95,14 +95,15 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		_ = listener.Close()
 		return err
 	}
+	carrier := proxy.New(links, proxy.Settings{MaxBody: int64(cfg.MaxUpload), Logger: log})
 	api, err := httpapi.New(httpapi.Settings{
 		Token: token, Hosts: hosts(cfg), UI: ui, Address: cfg.Public(listener.Addr().String()).String(),
 		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
 	}, httpapi.Deps{
 		Manager: manager, Log: log,
-		Proxy: proxy.New(links, proxy.Settings{MaxBody: int64(cfg.MaxUpload), Logger: log}),
+		Proxy: carrier,
 		Turns: &turn.Runner{Deadline: cfg.MessageTimeout, Policy: turn.Policy(cfg.PermissionPolicy), Logger: log},
-	})
+	}, manager.Figures(), engine.Figures(), kept.store.Figures(), workspaces.Figures(), notices.Figures(), carrier.Figures())
 	if err == nil {
 		err = manager.Start(ctx)
 	}

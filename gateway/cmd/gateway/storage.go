@@ -38,7 +38,7 @@ type objects interface {
 
 // storage is all that the gateway keeps things with.
 type storage struct {
-	store   store.Store // tries again what failed
+	store   *store.Metered // tries again what failed
 	keyring *seal.Keyring
 	records *workspace.Records
 
@@ -69,7 +69,7 @@ func openStorage(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *s
 	if s.inner, s.name, err = openObjects(cfg, store.OpenDirectory); err != nil {
 		return nil, err
 	}
-	s.store = store.NewRetrier(s.inner, store.Policy{})
+	s.store = store.NewMetered(store.NewRetrier(s.inner, store.Policy{}))
 	if err := probe(ctx, s.store, s.name); err != nil {
 		return nil, err
 	}
@@ -203,7 +203,7 @@ func (s *storage) acquire(ctx context.Context, holder string) error {
 		return fmt.Errorf("taking the store in %s: %w", s.name, err)
 	}
 	s.lease = lease
-	s.store = store.NewRetrier(&fenced{Store: s.inner, lease: lease}, store.Policy{})
+	s.store = store.NewMetered(store.NewRetrier(&fenced{Store: s.inner, lease: lease}, store.Policy{}))
 	return nil
 }
 

@@ -101,7 +101,7 @@ func (r *Runtime) filter(more ...filters.KeyValuePair) filters.Args {
 // Inspect finds a container by its id.
 func (r *Runtime) Inspect(ctx context.Context, id string) (lifecycle.Container, error) {
 	var c lifecycle.Container
-	err := r.call(ctx, step{doing: "inspect the sandbox's container"}, func(ctx context.Context, e *engine) error {
+	err := r.call(ctx, step{call: "inspect", doing: "inspect the sandbox's container"}, func(ctx context.Context, e *engine) error {
 		resp, err := r.owned(ctx, e, id)
 		if err == nil {
 			c = r.describe(resp)
@@ -114,7 +114,7 @@ func (r *Runtime) Inspect(ctx context.Context, id string) (lifecycle.Container, 
 // Current says whether a container is of the image that a new one would be of.
 func (r *Runtime) Current(ctx context.Context, id string) (bool, error) {
 	var current bool
-	err := r.call(ctx, step{doing: "look for the sandbox image"}, func(ctx context.Context, e *engine) error {
+	err := r.call(ctx, step{call: "image", doing: "look for the sandbox image"}, func(ctx context.Context, e *engine) error {
 		resp, err := r.owned(ctx, e, id)
 		if err != nil {
 			return err
@@ -157,7 +157,7 @@ func (r *Runtime) Alive(ctx context.Context, run lifecycle.Run) error {
 // start times, exits and volumes are not filled in.
 func (r *Runtime) List(ctx context.Context) ([]lifecycle.Container, error) {
 	var all []lifecycle.Container
-	err := r.call(ctx, step{doing: "list the containers"}, func(ctx context.Context, e *engine) error {
+	err := r.call(ctx, step{call: "list", doing: "list the containers"}, func(ctx context.Context, e *engine) error {
 		list, err := e.cli.ContainerList(ctx, container.ListOptions{All: true, Filters: r.filter()})
 		for _, s := range list {
 			if !r.ours(s.Labels) || len(s.Names) == 0 {
@@ -192,7 +192,7 @@ func (r *Runtime) reattach(ctx context.Context, id string) error {
 	if _, err := r.makeNetwork(ctx); err != nil {
 		return err
 	}
-	s := step{doing: "attach the sandbox's container to its network", code: sandbox.CodeBootFailed}
+	s := step{call: "attach", doing: "attach the sandbox's container to its network", code: sandbox.CodeBootFailed}
 	return r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		// The container remembers the old network under the same name.
 		if err := e.cli.NetworkDisconnect(ctx, r.set.Network, id, true); err != nil && !errdefs.IsNotFound(err) {
@@ -207,7 +207,7 @@ var errNoNetwork = &sandbox.Error{Code: sandbox.CodeBootFailed, Message: "the sa
 
 func (r *Runtime) start(ctx context.Context, id string) (lifecycle.Container, error) {
 	var c lifecycle.Container
-	s := step{doing: "start the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
+	s := step{call: "start", doing: "start the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
 	err := r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		before, err := r.owned(ctx, e, id)
 		if err != nil {
@@ -248,7 +248,7 @@ func began(c lifecycle.Container) error {
 // With a grace the first process gets a SIGTERM first; one that is paused
 // cannot act on it and is killed at once.
 func (r *Runtime) Stop(ctx context.Context, id string, grace time.Duration) error {
-	s := step{doing: "stop the sandbox's container", timeout: grace + r.set.SlowTimeout}
+	s := step{call: "stop", doing: "stop the sandbox's container", timeout: grace + r.set.SlowTimeout}
 	return r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		resp, err := r.owned(ctx, e, id)
 		if err != nil {
@@ -279,11 +279,11 @@ func (r *Runtime) Unpause(ctx context.Context, id string) error {
 }
 
 func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.State) error {
-	doing := "pause the sandbox's container"
+	s := step{call: "pause", doing: "pause the sandbox's container"}
 	if to == lifecycle.ContainerRunning {
-		doing = "unpause the sandbox's container"
+		s = step{call: "unpause", doing: "unpause the sandbox's container"}
 	}
-	return r.call(ctx, step{doing: doing}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		change := e.cli.ContainerPause
 		if to == lifecycle.ContainerRunning {
 			change = e.cli.ContainerUnpause
@@ -314,7 +314,7 @@ func (r *Runtime) freeze(ctx context.Context, id string, from, to lifecycle.Stat
 // Foreground gives a container that was made with Spec.Background the same part of the
 // processors as any other.
 func (r *Runtime) Foreground(ctx context.Context, id string) error {
-	return r.call(ctx, step{doing: "give the sandbox's container its part of the processors"}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "foreground", doing: "give the sandbox's container its part of the processors"}, func(ctx context.Context, e *engine) error {
 		if _, err := r.owned(ctx, e, id); err != nil {
 			return err
 		}
@@ -326,7 +326,7 @@ func (r *Runtime) Foreground(ctx context.Context, id string) error {
 // Rename gives the container the name of another sandbox id, atomically. It is
 // name_taken when another container has that name.
 func (r *Runtime) Rename(ctx context.Context, id, sandboxID string) error {
-	return r.call(ctx, step{doing: "rename the sandbox's container"}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "rename", doing: "rename the sandbox's container"}, func(ctx context.Context, e *engine) error {
 		resp, err := r.owned(ctx, e, id)
 		if err != nil {
 			return err
@@ -341,7 +341,7 @@ func (r *Runtime) Rename(ctx context.Context, id, sandboxID string) error {
 // Remove kills and removes the container; removing what is gone is fine. It
 // returns lifecycle.ErrNoContainer for one that is not this installation's.
 func (r *Runtime) Remove(ctx context.Context, id string) error {
-	s := step{doing: "remove the sandbox's container", timeout: r.set.SlowTimeout}
+	s := step{call: "remove", doing: "remove the sandbox's container", timeout: r.set.SlowTimeout}
 	return r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		// Somebody else may be removing it: then what counts is that it goes.
 		for {

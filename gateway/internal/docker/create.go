@@ -37,7 +37,7 @@ func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Co
 		return lifecycle.Container{}, err
 	}
 	var c lifecycle.Container
-	s := step{doing: "create the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
+	s := step{call: "create", doing: "create the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
 	err = r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		fresh, err := r.ensureVolume(ctx, e, spec.Volume)
 		if err != nil {
@@ -61,7 +61,7 @@ func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Co
 
 // CreateVolume makes a volume; one of that name that is ours is fine.
 func (r *Runtime) CreateVolume(ctx context.Context, name string) error {
-	return r.call(ctx, step{doing: "create a volume"}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "create_volume", doing: "create a volume"}, func(ctx context.Context, e *engine) error {
 		_, err := r.ensureVolume(ctx, e, name)
 		return err
 	})
@@ -172,7 +172,7 @@ func (r *Runtime) dropVolume(ctx context.Context, e *engine, name string) {
 // RemoveVolume removes a volume; removing what is gone is fine. It returns
 // lifecycle.ErrNoContainer for a volume that is not this installation's.
 func (r *Runtime) RemoveVolume(ctx context.Context, name string) error {
-	return r.call(ctx, step{doing: "remove the sandbox's volume"}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "remove_volume", doing: "remove the sandbox's volume"}, func(ctx context.Context, e *engine) error {
 		v, err := e.cli.VolumeInspect(ctx, name)
 		switch {
 		case errdefs.IsNotFound(err):
@@ -192,7 +192,7 @@ func (r *Runtime) RemoveVolume(ctx context.Context, name string) error {
 // Volumes returns the names of the installation's volumes.
 func (r *Runtime) Volumes(ctx context.Context) ([]string, error) {
 	var names []string
-	err := r.call(ctx, step{doing: "list the volumes"}, func(ctx context.Context, e *engine) error {
+	err := r.call(ctx, step{call: "volumes", doing: "list the volumes"}, func(ctx context.Context, e *engine) error {
 		list, err := e.cli.VolumeList(ctx, volume.ListOptions{Filters: r.filter()})
 		for _, v := range list.Volumes {
 			names = append(names, v.Name)

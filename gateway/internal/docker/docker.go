@@ -24,6 +24,7 @@ import (
 	"github.com/docker/docker/client"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
+	"github.com/agentpod/agentpod/shared/metrics"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -56,7 +57,8 @@ type Runtime struct {
 	// mine has the ids of containers that were seen to be the installation's (their
 	// labels cannot change, and no other container ever gets such an id) and to have
 	// the limits that they should.
-	mine sync.Map
+	mine  sync.Map
+	calls *metrics.Calls
 }
 
 // engine is a client that speaks a version that the engine knows.
@@ -82,6 +84,8 @@ func New(set Settings, log *slog.Logger) (*Runtime, error) {
 		log:  log.With("installation", set.Installation),
 		host: cli.DaemonHost(),
 		gate: make(chan struct{}, 1),
+
+		calls: metrics.NewCalls("agentpod_engine", "call", "the container engine", proper, callNames()...),
 	}, nil
 }
 
@@ -195,18 +199,26 @@ func (r *Runtime) negotiate(ctx context.Context, cli *client.Client) (*engine, e
 	return e, nil
 }
 
-// step is one thing that is asked of the engine. doing completes "the container
-// engine could not …"; code is what a failure is that has no code of its own,
-// internal when empty.
+// step is one thing that is asked of the engine. call is what the figures call it,
+// and doing completes "the container engine could not …"; code is what a failure is
+// that has no code of its own, internal when empty.
 type step struct {
+	call    string // one of callNames
 	doing   string
 	code    sandbox.Code
 	timeout time.Duration // 0 means the settings' CallTimeout
 }
 
-// call runs fn with a connected client under the step's timeout and explains
-// its error.
+// call runs fn with a connected client under the step's timeout, explains its
+// error, and counts it.
 func (r *Runtime) call(ctx context.Context, s step, fn func(context.Context, *engine) error) error {
+	began := time.Now()
+	err := r.ask(ctx, s, fn)
+	r.calls.Count(ctx, s.call, time.Since(began), err)
+	return err
+}
+
+func (r *Runtime) ask(ctx context.Context, s step, fn func(context.Context, *engine) error) error {
 	e, err := r.connect(ctx)
 	if err != nil {
 		return err
@@ -223,7 +235,7 @@ func (r *Runtime) call(ctx context.Context, s step, fn func(context.Context, *en
 // Ready returns nil when the engine answers, is new enough, has the image and
 // the runtime class.
 func (r *Runtime) Ready(ctx context.Context) error {
-	return r.call(ctx, step{doing: "look for the sandbox image"}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "image", doing: "look for the sandbox image"}, func(ctx context.Context, e *engine) error {
 		if r.set.Runtime != "" && !slices.Contains(e.runtimes, r.set.Runtime) {
 			// Asked again, so that a runtime added since then is seen.
 			r.forget(e)

@@ -42,7 +42,7 @@ func (r *Runtime) EnsureNetwork(ctx context.Context) (hostAddr string, err error
 
 // RemoveNetwork removes the installation's network; removing what is gone is fine.
 func (r *Runtime) RemoveNetwork(ctx context.Context) error {
-	return r.call(ctx, step{doing: "remove the sandboxes' network"}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "remove_network", doing: "remove the sandboxes' network"}, func(ctx context.Context, e *engine) error {
 		r.network.Store(nil)
 		found, err := r.findNetworks(ctx, e)
 		if err != nil {
@@ -67,7 +67,7 @@ func (r *Runtime) useNetwork(ctx context.Context) (*network, error) {
 
 func (r *Runtime) makeNetwork(ctx context.Context) (*network, error) {
 	var nw *network
-	err := r.call(ctx, step{doing: "make the sandboxes' network"}, func(ctx context.Context, e *engine) error {
+	err := r.call(ctx, step{call: "network", doing: "make the sandboxes' network"}, func(ctx context.Context, e *engine) error {
 		if err := r.lock(ctx); err != nil {
 			return err
 		}

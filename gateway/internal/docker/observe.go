@@ -29,7 +29,7 @@ func (r *Runtime) opening(ctx context.Context) (stream context.Context, opened, 
 
 // Wait blocks until the container is not running.
 func (r *Runtime) Wait(ctx context.Context, id string) (lifecycle.Exit, error) {
-	s := step{doing: "wait for the sandbox's container"}
+	s := step{call: "wait", doing: "wait for the sandbox's container"}
 	if err := r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		_, err := r.owned(ctx, e, id)
 		return err
@@ -159,7 +159,7 @@ func (r *Runtime) event(m events.Message) (lifecycle.Event, bool) {
 // bytes. Without Follow it is at most what the log's cap lets the engine keep.
 // The caller closes it; it ends with the context too.
 func (r *Runtime) Logs(ctx context.Context, id string, opts lifecycle.LogOptions) (io.ReadCloser, error) {
-	s := step{doing: "read the sandbox's log"}
+	s := step{call: "logs", doing: "read the sandbox's log"}
 	if err := r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		_, err := r.owned(ctx, e, id)
 		return err
@@ -220,7 +220,7 @@ const statsInterval = 200 * time.Millisecond
 // A container that does not run has zeroes.
 func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	var stats sandbox.Stats
-	err := r.call(ctx, step{doing: "measure the sandbox"}, func(ctx context.Context, e *engine) error {
+	err := r.call(ctx, step{call: "stats", doing: "measure the sandbox"}, func(ctx context.Context, e *engine) error {
 		if _, err := r.owned(ctx, e, id); err != nil {
 			return err
 		}

@@ -32,7 +32,7 @@ var errNoSwap = sandbox.Errorf(sandbox.CodeUnsupported, "the engine's host has n
 // machine. Whatever fails, the limit is put back, by the next Unpause or Start if it
 // cannot be at once; a container that the kernel kills meanwhile has ended by itself.
 func (r *Runtime) Shrink(ctx context.Context, id string) error {
-	return r.call(ctx, step{doing: "shrink the sandbox's container", timeout: r.set.SlowTimeout}, func(ctx context.Context, e *engine) error {
+	return r.call(ctx, step{call: "shrink", doing: "shrink the sandbox's container", timeout: r.set.SlowTimeout}, func(ctx context.Context, e *engine) error {
 		resp, err := r.owned(ctx, e, id)
 		if err != nil {
 			return err

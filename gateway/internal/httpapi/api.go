@@ -66,6 +66,7 @@ type API struct {
 	front    *frontpage.Page
 	figures  *metrics.Metrics
 	stages   *prometheus.HistogramVec
+	messages prometheus.Histogram
 
 	// streams ends what would never end by itself when the gateway drains;
 	// turns ends the turns that nobody waits for any more.
@@ -79,9 +80,9 @@ type API struct {
 // New makes the API. Figures are what /metrics shows besides the API's own; it
 // fails if they are there twice.
 func New(settings Settings, deps Deps, figures ...prometheus.Collector) (*API, error) {
-	a := &API{Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token)), stages: newStages()}
+	a := &API{Deps: deps, settings: settings, token: sha256.Sum256([]byte(settings.Token)), stages: newStages(), messages: newMessages()}
 	var err error
-	if a.figures, err = metrics.New(append(figures, a.stages)...); err != nil {
+	if a.figures, err = metrics.New(append(figures, a.stages, a.messages)...); err != nil {
 		return nil, err
 	}
 	a.streams, a.stopStreams = context.WithCancelCause(context.Background())

@@ -39,6 +39,7 @@ func (a *API) message(c echo.Context) error {
 	if err := checkMessage(req); err != nil {
 		return err
 	}
+	began := time.Now()
 	ctx, id := c.Request().Context(), c.Param("id")
 	if len(req.Config) > 0 {
 		if _, err := a.Manager.Wake(ctx, id, req.Config, ""); err != nil {
@@ -57,6 +58,7 @@ func (a *API) message(c echo.Context) error {
 		turned := timeline.Begin(life, "turn")
 		result, err := a.turn(h, req, session) //nolint:contextcheck // the turn is not the request's
 		turned()
+		a.messages.Observe(time.Since(began).Seconds())
 		stored := timeline.Begin(life, "sync")
 		synced := a.Manager.Persist(life, h, syncPatience)
 		stored()

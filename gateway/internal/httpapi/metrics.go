@@ -17,6 +17,14 @@ func newStages() *prometheus.HistogramVec {
 	}, []string{"route", "stage"})
 }
 
+// newMessages makes the figure of the turns.
+func newMessages() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "agentpod_message_duration_seconds", Buckets: metrics.Buckets(),
+		Help: "How long messages took from their request to the end of the agent's turn, however that ended.",
+	})
+}
+
 // count counts a request that is over, and what it did with its time.
 func (a *API) count(c echo.Context, stages []timeline.Stage, took time.Duration) {
 	a.figures.Count(c.Request(), c.Path(), c.Response().Committed, c.Response().Status, took)

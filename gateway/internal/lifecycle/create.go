@@ -194,7 +194,14 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 	if err := m.become(b, stateRunning, false); err != nil {
 		return 0, err
 	}
-	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "fromPool", mem != nil && mem.cont.ID == containerID)
+	pooled := mem != nil && mem.cont.ID == containerID
+	source := fromBoot
+	if pooled {
+		source = fromPool
+		m.figures.claims[claimClaimed].Inc()
+	}
+	m.figures.created[source].Inc()
+	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "fromPool", pooled)
 	m.notify(rec, sandbox.EventSandboxCreated, map[string]any{"filesWritten": written})
 	return written, nil
 }

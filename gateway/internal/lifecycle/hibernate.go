@@ -36,6 +36,7 @@ func (m *Manager) settle(ctx context.Context, b *box, tier sandbox.Tier, force b
 	if err == nil && tier == sandbox.TierArchived {
 		err = m.archive(ctx, b)
 	}
+	m.figures.slept(tier, err)
 	if err != nil {
 		return err
 	}

@@ -278,7 +278,7 @@ func (m *Manager) busy(b *box, idle Idle) (busy, overdue bool) {
 	}
 	var st guest.Status
 	if err == nil {
-		st, err = statusWithin(m.base, statusTimeout, g.Status)
+		st, err = m.ask(m.base, b, g, statusTimeout)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -472,7 +472,7 @@ func (m *Manager) claimsBusy(ctx context.Context, b *box) bool {
 	if !running || g == nil {
 		return false
 	}
-	st, err := statusWithin(ctx, statusTimeout, g.Status)
+	st, err := m.ask(ctx, b, g, statusTimeout)
 	return err == nil && st.Busy
 }
 

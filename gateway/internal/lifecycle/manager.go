@@ -128,6 +128,7 @@ type Manager struct {
 	work      sync.WaitGroup
 	bootSlots chan struct{}
 	pool      *pool
+	figures   *figures
 	occupied  atomic.Int64
 	shrinking sync.Mutex // one at a time
 	// refused counts who found no room since the last look.
@@ -180,6 +181,8 @@ type box struct {
 	shrunk        bool      // while it is frozen, its memory is in swap
 	shrinkAfter   time.Time // no sooner
 	nudged        bool      // Nudge is at it
+	restarts      int       // of OpenCode that are counted, of the run that is next
+	restartsOf    Run
 
 	gone       bool // no longer in the manager's map
 	unwanted   bool // a delete was asked for
@@ -202,6 +205,7 @@ func New(settings Settings, runtime Runtime, store Store, workspaces Workspaces,
 		boxes:     map[string]*box{}, warned: map[string]bool{},
 	}
 	m.pool = newPool(m)
+	m.figures = newFigures(m)
 	return m
 }
 

@@ -83,7 +83,7 @@ func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.
 	err := errors.Join(run.syncErr, run.snapErr)
 	goesOn := false // what is being done now is not stored
 	if err == nil {
-		st, statusErr := statusWithin(ctx, statusTimeout, g.Status)
+		st, statusErr := m.ask(ctx, b, g, statusTimeout)
 		goesOn = statusErr == nil && st.Busy
 	}
 	b.mu.Lock()

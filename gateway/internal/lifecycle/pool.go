@@ -243,6 +243,13 @@ func (p *pool) take() *member {
 	return mem
 }
 
+// count is how many members are ready.
+func (p *pool) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.ready)
+}
+
 // lost is told of a member whose container has ended by itself.
 func (p *pool) lost(name string) {
 	p.mu.Lock()
@@ -374,11 +381,16 @@ type claimed struct {
 // lend takes a member for a create that it suits, and begins to rouse it. It is
 // nil if there is none. One that was lent is a sandbox's or destroyed afterwards.
 func (p *pool) lend(ctx context.Context, plan plan) *claimed {
+	if p.set.Size <= 0 {
+		return nil
+	}
 	if plan.directory != guest.Workspace {
+		p.m.figures.claims[claimUnsuitable].Inc()
 		return nil // its OpenCode runs elsewhere
 	}
 	mem := p.take()
 	if mem == nil {
+		p.m.figures.claims[claimEmpty].Inc()
 		return nil
 	}
 	roused := make(chan error, 1)
@@ -509,6 +521,7 @@ func (m *Manager) outfit(ctx context.Context, b *box, g *guest.Client, p plan) (
 // replaceMember gives the box's record a disk and secrets of its own in the place
 // of a member's, of which nothing is left.
 func (m *Manager) replaceMember(ctx context.Context, b *box, mem *claimed, fault error) error {
+	m.figures.claims[claimFailed].Inc()
 	m.log.Warn("a sandbox that was ready ahead is of no use; another is booted", "sandboxId", b.id, "containerId", mem.cont.ID, "error", fault)
 	rec := b.record()
 	b.mu.Lock()

@@ -75,7 +75,7 @@ func (m *Manager) Get(ctx context.Context, id string) (sandbox.Info, error) {
 	}
 	info, g := b.info()
 	if g != nil {
-		if st, err := statusWithin(ctx, time.Second, g.Status); err == nil {
+		if st, err := m.ask(ctx, b, g, time.Second); err == nil {
 			info.Busy, info.BusyReasons = st.Busy, st.Reasons
 			info.OpenCode = openCodeInfo(st.OpenCode)
 		} else if oc, err := statusWithin(ctx, time.Second, g.OpenCode); err == nil {
@@ -84,6 +84,18 @@ func (m *Manager) Get(ctx context.Context, id string) (sandbox.Info, error) {
 		}
 	}
 	return info, nil
+}
+
+// ask asks a running sandbox how it fares.
+func (m *Manager) ask(ctx context.Context, b *box, g *guest.Client, limit time.Duration) (guest.Status, error) {
+	b.mu.Lock()
+	run := b.cont.Run()
+	b.mu.Unlock()
+	st, err := statusWithin(ctx, limit, g.Status)
+	if err == nil {
+		m.restarted(b, run, st.OpenCode.Restarts)
+	}
+	return st, err
 }
 
 func statusWithin[T any](ctx context.Context, limit time.Duration, ask func(context.Context) (T, error)) (T, error) {
@@ -100,7 +112,7 @@ func (b *box) info() (sandbox.Info, *guest.Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	info := sandbox.Info{
-		SandboxID: b.id, UserID: b.rec.UserID, Status: b.state.Status(), Provider: Provider,
+		SandboxID: b.id, UserID: b.rec.UserID, Status: b.statusLocked(), Provider: Provider,
 		HasWorkspace: b.state != stateLost && b.state != stateCreating,
 		CreatedAt:    sandbox.At(b.rec.CreatedAt), LastActiveAt: sandbox.At(b.lastActive),
 		GitURL: b.rec.GitURL, Directory: b.rec.Directory, LastError: b.lastError,
@@ -110,13 +122,18 @@ func (b *box) info() (sandbox.Info, *guest.Client) {
 		wire := last.Wire()
 		info.LastSnapshot = &wire
 	}
-	if b.state == stateStopped && b.rec.Tier == sandbox.TierStopped {
-		info.Status = sandbox.StatusSleeping // it was put there, and did not stop by itself
-	}
 	if b.state == stateRunning {
 		return info, b.guest
 	}
 	return info, nil
+}
+
+// statusLocked is what a caller sees. The caller holds mu.
+func (b *box) statusLocked() sandbox.Status {
+	if b.state == stateStopped && b.rec.Tier == sandbox.TierStopped {
+		return sandbox.StatusSleeping // it was put there, and did not stop by itself
+	}
+	return b.state.Status()
 }
 
 // Filter selects from the list of sandboxes; empty fields select all, and a

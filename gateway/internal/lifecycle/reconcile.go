@@ -319,6 +319,7 @@ func (m *Manager) adoptHeld(ctx context.Context, b *box, containerID string) {
 		return
 	}
 	b.cont, b.guest, b.attached = cont, nil, false
+	b.restarts, b.restartsOf = unknown, cont.Run()
 	b.soilLocked() // who knows what it did before the gateway came
 	m.log.Info("adopted", "sandboxId", b.id, "containerId", containerID)
 }

@@ -277,8 +277,10 @@ func (m *Manager) up(ctx context.Context, b *box, want wish) (done outcome, err 
 		m.log.Warn("wake failed", "sandboxId", b.id, "tier", st.Tier(), "duration", time.Since(began), "error", err)
 		return done, err
 	}
-	m.log.Info("woken", "sandboxId", b.id, "tier", st.Tier(), "duration", time.Since(began))
+	took := time.Since(began)
+	m.log.Info("woken", "sandboxId", b.id, "tier", st.Tier(), "duration", took)
 	if st != stateRunning {
+		m.figures.woke(st.Tier(), took)
 		m.notify(rec, sandbox.EventSandboxWoken, map[string]any{
 			"tier": st.Tier(), "restoredFiles": done.restored, "filesWritten": done.written,
 		})
@@ -506,6 +508,9 @@ func (m *Manager) halt(b *box, run Run, event sandbox.Event, why error) {
 	m.links.Drop(run)
 	if ended {
 		return
+	}
+	if event == sandbox.EventSandboxStopped {
+		m.figures.deaths.Inc()
 	}
 	m.log.Warn("stopped", "sandboxId", b.id, "reason", why)
 	m.notify(rec, event, map[string]any{"reason": reason(why)})

@@ -115,6 +115,8 @@ func (p *Proxy) ServeEvents(w http.ResponseWriter, r *http.Request, req EventReq
 	if err := base.over(); err != nil {
 		return err
 	}
+	p.figures.events.Inc()
+	defer p.figures.events.Dec()
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer base.whenOver(cancel)()
 	out := border.NewWriter(ctx, w, nil)

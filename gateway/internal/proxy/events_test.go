@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
@@ -31,6 +32,7 @@ type eventFront struct {
 	joined   chan struct{} // one for each call of Joined
 	asked    chan struct{} // one for each call of Next
 	end      context.CancelCauseFunc
+	figures  prometheus.Collector
 }
 
 // serveEvents puts a front before the server at addr. change may alter each
@@ -47,6 +49,7 @@ func serveEvents(tb testing.TB, addr string, change func(*proxy.EventRequest)) *
 		Joined: func() { f.joined <- struct{}{} },
 	}
 	p := proxy.New(transport, proxy.Settings{Logger: slog.New(slog.DiscardHandler)})
+	f.figures = p.Figures()
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		raw, _, _ := strings.Cut(r.RequestURI, "?")
 		req := proxy.EventRequest{

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
@@ -49,6 +50,7 @@ type front struct {
 	*httptest.Server
 	transport *proxy.Transport
 	req       proxy.Request
+	figures   prometheus.Collector
 	returned  chan error // what Serve returned, or errPanicked
 	end       context.CancelCauseFunc
 }
@@ -75,6 +77,7 @@ func serve(tb testing.TB, addr string, alive proxy.AliveFunc, settings proxy.Set
 		settings.MaxBody = 256 << 20
 	}
 	p := proxy.New(f.transport, settings)
+	f.figures = p.Figures()
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := f.req
 		raw, _, _ := strings.Cut(r.RequestURI, "?")

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -114,11 +116,12 @@ type Proxy struct {
 	streams *httputil.ReverseProxy // the same for event streams, of which there are many and which say little
 	maxBody int64
 	log     *slog.Logger
+	figures figures
 }
 
 // New makes a Proxy on a Transport.
 func New(transport *Transport, settings Settings) *Proxy {
-	p := &Proxy{maxBody: settings.MaxBody, log: settings.Logger}
+	p := &Proxy{maxBody: settings.MaxBody, log: settings.Logger, figures: newFigures()}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -141,6 +144,10 @@ func New(transport *Transport, settings Settings) *Proxy {
 type exchange struct {
 	req Request
 	err error
+	// upgraded counts the connection if OpenCode agrees to upgrade it, which
+	// switched says; nil for what cannot be upgraded.
+	upgraded prometheus.Gauge
+	switched bool
 }
 
 type exchangeKey struct{}
@@ -157,7 +164,9 @@ func exchangeOf(ctx context.Context) *exchange {
 // caller can answer: a sandbox.Error, or ErrClientGone. When a reply breaks
 // midway Serve panics with http.ErrAbortHandler, which must reach net/http: it
 // is the only way to tell the client that the body is cut short.
-func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error {
+func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) (err error) {
+	whole := false
+	defer func() { p.figures.over(err, whole, r.Context().Err() != nil) }()
 	if err := border.CheckPath(req.path()); err != nil {
 		return err
 	}
@@ -170,7 +179,12 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 		return err
 	}
 	defer req.whenOver(cancel)()
-	x := &exchange{req: req}
+	x := &exchange{req: req, upgraded: p.figures.upgraded}
+	defer func() {
+		if x.switched {
+			x.upgraded.Dec()
+		}
+	}()
 	in := r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
 	out := border.NewWriter(ctx, w, req.Input)
 	out.Parting = req.Parting
@@ -185,6 +199,7 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 		}
 	}()
 	p.reverse.ServeHTTP(out, in)
+	whole = true
 	if x.err == nil {
 		return nil
 	}
@@ -248,7 +263,12 @@ func rewrite(pr *httputil.ProxyRequest) {
 }
 
 func modifyResponse(res *http.Response) error {
-	border.CleanResponse(res.Header, exchangeOf(res.Request.Context()).req.mount())
+	x := exchangeOf(res.Request.Context())
+	border.CleanResponse(res.Header, x.req.mount())
+	if res.StatusCode == http.StatusSwitchingProtocols && x.upgraded != nil {
+		x.switched = true
+		x.upgraded.Inc()
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -25,6 +26,7 @@ type Keeper struct {
 	// storing and restoring have slots of their own: somebody waits for a wake.
 	storing, restoring *semaphore.Weighted
 	log                *slog.Logger
+	figures            *figures
 }
 
 var _ lifecycle.Workspaces = (*Keeper)(nil)
@@ -34,7 +36,7 @@ var _ lifecycle.Workspaces = (*Keeper)(nil)
 func NewKeeper(snapshots *snapshot.Engine, mirrors *mirror.Mirror, concurrent int, log *slog.Logger) *Keeper {
 	slots := int64(max(1, concurrent))
 	return &Keeper{
-		snapshots: snapshots, mirror: mirrors, log: log,
+		snapshots: snapshots, mirror: mirrors, log: log, figures: newFigures(),
 		storing: semaphore.NewWeighted(slots), restoring: semaphore.NewWeighted(slots),
 	}
 }
@@ -87,6 +89,7 @@ func (k *Keeper) Snapshot(ctx context.Context, ref lifecycle.Ref, g *guest.Clien
 		}
 		return nil
 	})
+	k.figures.snapshot(ctx, taken, err)
 	if err != nil {
 		return lifecycle.Snapshot{}, err
 	}
@@ -161,10 +164,14 @@ func message(err error) string {
 // Sync implements lifecycle.Workspaces.
 func (k *Keeper) Sync(ctx context.Context, ref lifecycle.Ref, g *guest.Client) (lifecycle.Synced, error) {
 	var result mirror.Result
+	began := time.Now()
 	err := atWork(ctx, k.storing, "syncing the workspace", func() (err error) {
 		result, err = k.mirror.Sync(ctx, refOf(ref), k.workspace(g, ref))
 		return err
 	})
+	if err == nil {
+		k.figures.syncs.Observe(time.Since(began).Seconds())
+	}
 	return lifecycle.Synced{
 		Files: result.Files, Skipped: result.Skipped, Bytes: result.Bytes, Changed: result.Sent > 0 || result.Deleted > 0,
 	}, err
