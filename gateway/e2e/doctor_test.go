@@ -393,7 +393,6 @@ func TestADoctorNamesWhatIsBroken(t *testing.T) {
 		},
 		"a data folder that is another gateway's": {
 			func(t *testing.T, s *setup) {
-				t.Cleanup(func() { _ = processtest.RemoveNetwork(context.Background(), "agentpod-doctor3") })
 				s.write(t, "installation", "doctor3")
 				s.serving(t)
 			},
@@ -442,7 +441,6 @@ func TestADoctorNamesWhatIsBroken(t *testing.T) {
 		},
 		"another sealing key": {
 			func(t *testing.T, s *setup) {
-				t.Cleanup(func() { _ = processtest.RemoveNetwork(context.Background(), "agentpod-doctor4") })
 				s.write(t, "installation", "doctor4")
 				p := &processtest.Process{}
 				if err := p.Start(s.env, binary, "serve"); err != nil {

@@ -134,7 +134,7 @@ func shapeOf(t reflect.Type) (shape, example string) {
 	case netip.Prefix:
 		return "a network", "10.0.0.0/8"
 	}
-	switch t.Kind() { //nolint:exhaustive // the kinds that there are variables of
+	switch t.Kind() {
 	case reflect.Bool:
 		return "true or false", "true"
 	case reflect.Float32, reflect.Float64:

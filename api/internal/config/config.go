@@ -226,14 +226,14 @@ func (c *Config) validateProviders(say saying) (bad []error) {
 		say("GATEWAY_TOKEN", "the gateway's token (it keeps one in its DATA_DIR, which GATEWAY_TOKEN_FILE can name), unless GATEWAY_URL is set to nothing", "GATEWAY_TOKEN_FILE=.agentpod/gateway.token")
 	default:
 		if _, err := sandbox.NewGateway(c.Gateway()); err != nil {
-			bad = append(bad, fmt.Errorf("GATEWAY_URL or GATEWAY_TOKEN is wrong: %w", err))
+			bad = append(bad, fmt.Errorf("GATEWAY_URL or GATEWAY_TOKEN is wrong (an address is such as http://127.0.0.1:8787): %w", err))
 		}
 	}
 	if c.Cloudflare && c.WorkerURL == "" {
 		say("CLOUDFLARE_WORKER_URL", "the worker's address if ENABLE_CLOUDFLARE_SANDBOXES is true", "https://agentpod.example.workers.dev")
 	} else if c.Cloudflare {
 		if _, err := sandbox.NewWorker(c.Worker(), nil); err != nil {
-			bad = append(bad, fmt.Errorf("CLOUDFLARE_WORKER_URL or CLOUDFLARE_API_TOKEN is wrong: %w", err))
+			bad = append(bad, fmt.Errorf("CLOUDFLARE_WORKER_URL or CLOUDFLARE_API_TOKEN is wrong (an address is such as https://agentpod.example.workers.dev): %w", err))
 		}
 	}
 	switch {

@@ -99,7 +99,7 @@ func newClient(host string) (*client.Client, error) {
 	// taken, and a bad one is not repeated.
 	probe, err := client.NewClientWithOpts(at)
 	if err != nil || !usable(probe.DaemonHost()) {
-		return nil, errors.New("the container engine's address must be unix:///path or tcp://host:port, without user and password (certificates: DOCKER_CERT_PATH); forward the socket of one behind ssh")
+		return nil, errors.New("DOCKER_HOST must be unix:///path or tcp://host:port, such as unix:///var/run/docker.sock, without user and password (certificates: DOCKER_CERT_PATH); forward the socket of one behind ssh")
 	}
 	// The version of DOCKER_API_VERSION is left alone on purpose: it would
 	// switch the negotiation off.

@@ -111,7 +111,8 @@ func openAny(ctx context.Context, k *seal.Keyring, s store.Store) (opened bool, 
 		if err == nil {
 			_, err = records.decode(id, raw)
 		}
-		if tried++; err == nil || tried == triedRecords {
+		tried++
+		if err == nil || tried == triedRecords {
 			return err == nil, tried, nil
 		}
 	}
