@@ -16,6 +16,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/snapshot"
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/metrics/metricstest"
 )
 
 // smallPacks make a little tree have many packs and large files.
@@ -211,6 +212,11 @@ func TestAnUnchangedHomeIsTheSameSnapshot(t *testing.T) {
 		t.Errorf("unchanged: %+v, and before %+v", again, first)
 	}
 	wantObjects(t, s, "", stored)
+	figures := metricstest.Of(t, k.Figures())
+	taken, unchanged := figures.Sum("agentpod_snapshots_total", "outcome", "ok"), figures.Sum("agentpod_snapshots_total", "outcome", "unchanged")
+	if taken != 1 || unchanged != 1 || figures.Sum("agentpod_snapshot_files_total") != float64(first.Files) || figures.Sum("agentpod_snapshot_bytes_total") == 0 {
+		t.Errorf("%v were taken, %v were unchanged: %v", taken, unchanged, figures)
+	}
 }
 
 func TestASparseFileOfAGigabyteComesBackSparse(t *testing.T) {
