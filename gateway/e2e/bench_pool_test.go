@@ -17,7 +17,7 @@ import (
 // How many sandboxes BenchmarkPool makes from the pool, and of each kind that takes
 // seconds; of these fewer where not everything is to be measured.
 const (
-	poolCreates     = 12
+	poolCreates     = 10
 	poolSlowCreates = 3
 )
 
