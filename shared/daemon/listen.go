@@ -29,13 +29,21 @@ func Listen(ctx context.Context, variable, addr string) (net.Listener, error) {
 	return nil, fmt.Errorf("listening on %s %s: %s (%w)", variable, addr, advice, err)
 }
 
-// MakeDataDir makes a data folder unless it is there, readable by its owner only,
-// and makes sure that it can be written. Its error is a sentence for the operator.
+// MakeDataDir makes a data folder unless it is there, readable by its owner only.
+// Its error is a sentence for the operator.
 func MakeDataDir(dir string) error {
-	err := os.MkdirAll(dir, 0o700)
-	if err == nil {
-		err = tryToWrite(dir)
+	return unusable(dir, os.MkdirAll(dir, 0o700))
+}
+
+// TryDataDir is MakeDataDir, and makes sure that the folder can be written.
+func TryDataDir(dir string) error {
+	if err := MakeDataDir(dir); err != nil {
+		return err
 	}
+	return unusable(dir, tryToWrite(dir))
+}
+
+func unusable(dir string, err error) error {
 	switch {
 	case err == nil:
 		return nil

@@ -85,7 +85,7 @@ func (x *examination) configuration(context.Context) (string, error) {
 
 func (x *examination) dataDir(context.Context) (string, error) {
 	x.undos = append(x.undos, doctor.Untouched(x.cfg.DataDir))
-	return x.cfg.DataDir + " can be written", daemon.MakeDataDir(x.cfg.DataDir)
+	return x.cfg.DataDir + " can be written", daemon.TryDataDir(x.cfg.DataDir)
 }
 
 func (x *examination) disk(context.Context) (string, error) {

@@ -147,7 +147,7 @@ func (x *examination) dataDir(ctx context.Context) (string, error) {
 	} else {
 		x.undos = append(x.undos, doctor.Untouched(dir))
 	}
-	if err := daemon.MakeDataDir(dir); err != nil {
+	if err := daemon.TryDataDir(dir); err != nil {
 		return "", err
 	}
 	lock, err := takeLock(dir, 0)
