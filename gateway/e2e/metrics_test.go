@@ -40,6 +40,7 @@ func TestEveryFigureThatIsDocumentedHasAValueThatCanBe(t *testing.T) {
 		g.call(t, http.MethodPost, "/sandbox/seen/wake", nil, http.StatusOK)
 	}
 	g.message(t, "seen", "hello again", http.StatusOK)
+	g.call(t, http.MethodGet, "/sandbox/seen/opencode/path", nil, http.StatusOK)
 	eventually(t, "all that happened is told to the API", time.Minute, func() bool { return g.figures(t).Sum("agentpod_webhook_queue") == 0 })
 	healthy := g.figures(t)
 	for _, figure := range []string{"agentpod_engine_calls_total", "agentpod_store_calls_total", "agentpod_snapshots_total", "agentpod_hibernations_total", "agentpod_webhook_events_total"} {

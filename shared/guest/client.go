@@ -52,9 +52,10 @@ type Client struct {
 	token string
 }
 
-// NewClient returns a client of the sandboxd at baseURL, such as
-// "http://172.18.0.5:4095". The transport decides how to dial and how large
-// headers may be; it must have no proxy. No redirect is followed.
+// NewClient returns a client of a sandboxd. baseURL names a loopback address, as
+// sandboxd answers to no other host; the transport knows which sandbox is meant and
+// how to dial it, and how large headers may be; it must have no proxy. No redirect
+// is followed.
 func NewClient(transport http.RoundTripper, baseURL, token string) *Client {
 	return &Client{
 		http: &http.Client{

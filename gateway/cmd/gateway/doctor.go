@@ -244,8 +244,13 @@ func (x *examination) sandbox(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	transport := &http.Transport{DisableKeepAlives: true} // and no proxy
-	client := guest.NewClient(transport, "http://"+started.GuestAddr, token)
+	transport := &http.Transport{ // no proxy, and sandboxd answers to the name of a loopback address only
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, started.GuestAddr)
+		},
+	}
+	client := guest.NewClient(transport, "http://127.0.0.1", token)
 	if err := x.await(ctx, started, client); err != nil {
 		return "", err
 	}

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 
@@ -173,10 +174,10 @@ func (r *Runtime) negotiate(ctx context.Context, cli *client.Client) (*engine, e
 	callCtx, cancel := context.WithTimeout(ctx, r.set.CallTimeout)
 	defer cancel()
 	ping, err := cli.Ping(callCtx)
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return nil, r.explain(ctx, step{doing: doing}, err)
 	}
-	if ping.APIVersion == "" {
+	if err != nil || ping.APIVersion == "" {
 		return nil, sandbox.Errorf(sandbox.CodeEngineAway,
 			"what answers at %s is not a Docker engine; check DOCKER_HOST", r.host)
 	}

@@ -48,13 +48,20 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests need a Docker engine that may be used:", err)
 		os.Exit(1)
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		if err := finish(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = max(code, 1)
-		}
-		os.Exit(code)
-	}), goleak.IgnoreCurrent())
+	goleak.VerifyTestMain(tidied{m}, goleak.IgnoreCurrent())
+}
+
+// tidied takes back what the tests share before anybody looks for goroutines: the
+// client that they share keeps connections.
+type tidied struct{ m *testing.M }
+
+func (t tidied) Run() int {
+	code := t.m.Run()
+	if err := finish(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	return code
 }
 
 // prepare makes an image of the stub.
