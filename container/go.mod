@@ -11,4 +11,11 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
+require (
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/google/uuid v1.6.0 // indirect
+	go.opentelemetry.io/otel v1.47.0 // indirect
+	go.opentelemetry.io/otel/trace v1.47.0 // indirect
+)
+
 replace github.com/agentpod/agentpod/shared => ../shared

@@ -21,6 +21,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/agentpod/agentpod/shared/printable"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Server serves one handler on one listener until its context ends, and then
@@ -133,7 +134,7 @@ func hostname(hostport string) string {
 // format is json, text, or auto: text on a terminal and JSON elsewhere. Both
 // formats escape everything that is not printable, bidirectional characters
 // too, so that what came from a sandbox can neither forge a line nor drive a
-// terminal.
+// terminal. A line has what its context's timeline knows.
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -149,9 +150,9 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	}
 	opts := &slog.HandlerOptions{Level: l}
 	if format == "text" {
-		return slog.New(slog.NewTextHandler(printable.NewWriter(w), opts)), nil
+		return slog.New(timeline.Handler(slog.NewTextHandler(printable.NewWriter(w), opts))), nil
 	}
-	return slog.New(slog.NewJSONHandler(jsonLines{w}, opts)), nil
+	return slog.New(timeline.Handler(slog.NewJSONHandler(jsonLines{w}, opts))), nil
 }
 
 // jsonLines escapes what the JSON handler leaves raw: DEL, the C1 controls and

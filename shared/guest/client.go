@@ -17,6 +17,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // How much of an answer is read, in bytes. A guest that sends more is broken
@@ -59,7 +60,7 @@ type Client struct {
 func NewClient(transport http.RoundTripper, baseURL, token string) *Client {
 	return &Client{
 		http: &http.Client{
-			Transport: transport,
+			Transport: &timeline.Transport{Next: transport, Peer: "sandboxd", Relays: true},
 			CheckRedirect: func(*http.Request, []*http.Request) error {
 				return http.ErrUseLastResponse
 			},

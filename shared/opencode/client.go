@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/shared/printable"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Bounds on replies.
@@ -78,7 +79,7 @@ type Client struct {
 func New(transport http.RoundTripper, baseURL, password string) *Client {
 	return &Client{
 		http: &http.Client{
-			Transport:     transport,
+			Transport:     &timeline.Transport{Next: transport, Peer: "OpenCode"},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		base:     strings.TrimSuffix(baseURL, "/"),

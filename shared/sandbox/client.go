@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Backend is a place where sandboxes live, seen from its caller: a gateway or a
@@ -238,7 +240,7 @@ func newCaller(who string, settings ClientSettings) (*caller, error) {
 		c.transport = c.own
 	}
 	c.http = &http.Client{
-		Transport:     c.transport,
+		Transport:     &timeline.Transport{Next: c.transport, Peer: strings.TrimPrefix(who, "the ")},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil

@@ -1,5 +1,6 @@
-// Package timeline notes where the time of one request went: which stages it had,
-// and how long each took.
+// Package timeline knows of one request what its log lines, figures and trace need:
+// its id, whom it concerns, which stages it had, and how long each took. It travels
+// in the context.
 package timeline
 
 import (
@@ -8,30 +9,46 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
-// Timeline are the stages of one request. The zero value is not usable, but a nil
+// Scope names what makes spans.
+const Scope = "github.com/agentpod/agentpod"
+
+// requestIDNote is the key of a request's id.
+const requestIDNote = "requestId"
+
+// Timeline is what is known of one request. The zero value is not usable, but a nil
 // Timeline is: it notes nothing. Safe for concurrent use.
 type Timeline struct {
+	began time.Time // zero if it keeps no stages
+
 	mu     sync.Mutex
 	stages []Stage
+	notes  []slog.Attr
 }
 
-// Stage is one of them. Stages may overlap, and one name may come up again.
+// Stage is a part of a request's time. Stages may overlap, and one name may come up
+// again.
 type Stage struct {
 	Name string
+	At   time.Duration // when it began, since the timeline did
 	Took time.Duration
 }
 
-// maxStages bounds a timeline: a request that asks the same thing for ever is no
-// reason to keep it all.
-const maxStages = 64
+// Bounds of a timeline: a request that does the same thing for ever is no reason to
+// keep it all.
+const (
+	maxStages = 64
+	maxNotes  = 16
+)
 
 type key struct{}
 
 // New begins a timeline and returns a context that has it.
 func New(ctx context.Context) (context.Context, *Timeline) {
-	t := &Timeline{}
+	t := &Timeline{began: time.Now()}
 	return context.WithValue(ctx, key{}, t), t
 }
 
@@ -41,27 +58,118 @@ func From(ctx context.Context) *Timeline {
 	return t
 }
 
-// Carry returns ctx with the timeline of another context, for work that a request
-// waits for but that outlives it.
+// About returns a context with a timeline of its own that keeps no stages and is
+// about what keyvals name, pairs of a key and a value, such as the sandbox that work
+// in the background is for.
+func About(ctx context.Context, keyvals ...string) context.Context {
+	t := &Timeline{}
+	t.note(keyvals)
+	return context.WithValue(ctx, key{}, t)
+}
+
+// Branch is About, with what the timeline of another context has noted, and its
+// span: for one of the works that a request began and does not wait for.
+func Branch(ctx, from context.Context, keyvals ...string) context.Context {
+	ctx = withSpan(About(ctx), from)
+	From(ctx).add(From(from).Notes())
+	Note(ctx, keyvals...)
+	return ctx
+}
+
+func withSpan(ctx, from context.Context) context.Context {
+	if span := trace.SpanFromContext(from); span.SpanContext().IsValid() {
+		return trace.ContextWithSpan(ctx, span)
+	}
+	return ctx
+}
+
+// Carry returns ctx with the timeline and the span of another context, for work that
+// a request waits for but that outlives it. What ctx was about is noted there.
 func Carry(ctx, from context.Context) context.Context {
 	t := From(from)
 	if t == nil {
 		return ctx
 	}
-	return context.WithValue(ctx, key{}, t)
+	if about := From(ctx); about != t {
+		t.add(about.Notes())
+	}
+	return withSpan(context.WithValue(ctx, key{}, t), from)
 }
 
-// Begin begins a stage of the context's timeline, which done ends.
+// Note notes whom or what the context's request concerns, in pairs of a key and a
+// value: its log lines have it from now on. An empty value notes nothing, and
+// another value takes the place of the one before.
+func Note(ctx context.Context, keyvals ...string) { From(ctx).note(keyvals) }
+
+func (t *Timeline) note(keyvals []string) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for pair := range slices.Chunk(keyvals, 2) {
+		if len(pair) < 2 || pair[1] == "" {
+			continue
+		}
+		at := slices.IndexFunc(t.notes, func(a slog.Attr) bool { return a.Key == pair[0] })
+		switch {
+		case at >= 0:
+			t.notes[at].Value = slog.StringValue(pair[1])
+		case len(t.notes) < maxNotes:
+			t.notes = append(t.notes, slog.String(pair[0], pair[1]))
+		}
+	}
+}
+
+func (t *Timeline) add(notes []slog.Attr) {
+	for _, a := range notes {
+		t.note([]string{a.Key, a.Value.String()})
+	}
+}
+
+// Notes are what was noted, in the order in which it first was.
+func (t *Timeline) Notes() []slog.Attr {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.notes)
+}
+
+// RequestID returns the id of the context's request, empty if it has none.
+func RequestID(ctx context.Context) string {
+	for _, a := range From(ctx).Notes() {
+		if a.Key == requestIDNote {
+			return a.Value.String()
+		}
+	}
+	return ""
+}
+
+// Begin begins a stage of the context's timeline, which done ends. It is a span,
+// too, if the context's trace is recorded.
 func Begin(ctx context.Context, name string) (done func()) {
 	t := From(ctx)
 	if t == nil {
 		return func() {}
 	}
+	end := func() {}
+	if span := trace.SpanFromContext(ctx); span.IsRecording() {
+		_, span = span.TracerProvider().Tracer(Scope).Start(ctx, name)
+		end = func() { span.End() }
+	}
 	began := time.Now()
-	return func() { t.add(Stage{name, time.Since(began)}) }
+	return func() {
+		t.passed(Stage{name, began.Sub(t.began), time.Since(began)})
+		end()
+	}
 }
 
-func (t *Timeline) add(s Stage) {
+func (t *Timeline) passed(s Stage) {
+	if t.began.IsZero() {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.stages) < maxStages {

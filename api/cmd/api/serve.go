@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/config"
@@ -20,6 +23,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/webhook"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/tracing"
 )
 
 // serve serves until ctx ends.
@@ -29,7 +33,12 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		return serveFrom(ctx, cfg, keys, db, log)
+		traces, err := tracing.Start(ctx, os.Getenv, "agentpod-api", daemon.Version(), log)
+		if err != nil {
+			return err
+		}
+		defer traces.Close(context.WithoutCancel(ctx))
+		return serveFrom(ctx, cfg, keys, db, traces.Tracer(), log)
 	})
 }
 
@@ -59,7 +68,7 @@ func withStore(ctx context.Context, cfg config.Config, stderr io.Writer, work fu
 }
 
 // serveFrom serves what is in a database.
-func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Store, log *slog.Logger) error {
+func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Store, tracer trace.Tracer, log *slog.Logger) error {
 	accounts, err := account.New(ctx, account.Settings{
 		Secret: keys.cookies, SignUp: cfg.SignUp, APIToken: cfg.Token,
 		PerAccount: account.DefaultPerAccount(), PerAddress: account.DefaultPerAddress(),
@@ -97,7 +106,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 	stop := closeWith(ctx, cfg.DrainTimeout, tasks)
 	served := serveWith(ctx, cfg, httpapi.Deps{
 		Accounts: accounts, Providers: providers, Credentials: credentials, Sandboxes: boxes, Tasks: tasks, Templates: templates, Webhooks: hooks,
-		Ready: db.Ping, Log: log,
+		Ready: db.Ping, Log: log, Tracer: tracer,
 	}, providers.Watch, catalogue.Run, tasks.Recover, boxes.EndVisits, boxes.Measure)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
 	defer cancel()

@@ -17,8 +17,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
@@ -30,6 +30,7 @@ import (
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/metrics"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Settings of the API.
@@ -60,6 +61,8 @@ type Deps struct {
 	// Ready says why the API cannot work just now.
 	Ready func(ctx context.Context) error
 	Log   *slog.Logger
+	// Tracer begins the spans of requests; nil if there are none.
+	Tracer trace.Tracer
 }
 
 // API is the HTTP API.
@@ -98,6 +101,7 @@ func New(settings Settings, deps Deps) (*API, error) {
 	e.IPExtractor = addressOf(settings.Proxies)
 	e.HTTPErrorHandler = a.fail
 	e.Pre(a.border)
+	e.Use(concerned)
 	a.routes(e)
 	a.echo = e
 	return a, nil
@@ -159,8 +163,6 @@ func (a *API) ready(c echo.Context) error {
 }
 
 const (
-	// requestIDHeader is returned to the caller and stands in the log.
-	requestIDHeader = "X-Request-Id"
 	// strangerTimeout bounds the body of a request without a session.
 	strangerTimeout = 10 * time.Second
 	// preflightAge is how many seconds a browser may keep a preflight's answer.
@@ -170,18 +172,21 @@ const (
 // border is what every request passes before a route is looked up.
 func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		r, began, id := c.Request(), time.Now(), uuid.NewString()
+		began := time.Now()
+		ctx, _, id := timeline.Receive(c.Request())
+		r := c.Request().WithContext(ctx)
+		c.SetRequest(r)
 		// A deadline of the request before must not outlive it on the connection.
 		control := http.NewResponseController(c.Response())
 		_ = control.SetWriteDeadline(time.Time{})
 		_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
-		c.Response().Header().Set(requestIDHeader, id)
+		c.Response().Header().Set(timeline.RequestIDHeader, id)
 		a.secure(c.Response().Header())
 		preflight := a.share(r, c.Response().Header())
 		who, err := a.admit(c, preflight)
 		defer func() { // also of a reply that is broken off, by a panic
 			a.figures.Count(c.Request(), c.Path(), c.Response().Committed, c.Response().Status, time.Since(began))
-			a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path, "userId", who.user.ID,
+			a.Log.DebugContext(ctx, "request", "method", r.Method, "path", r.URL.Path,
 				"status", c.Response().Status, "duration", time.Since(began))
 		}()
 		switch {
@@ -193,6 +198,10 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 			if who.user.ID != "" {
 				_ = control.SetReadDeadline(time.Time{})
 			}
+			timeline.Note(ctx, "userId", who.user.ID)
+			spanCtx, done := timeline.Serve(ctx, a.tracerOf(r), r.Method)
+			c.SetRequest(r.WithContext(spanCtx))
+			defer func() { done(c.Path(), c.Response().Status) }()
 			c.Set(callerKey, who)
 			err = next(c)
 			if who.user.ID != "" { // what is left of a body is read before the answer goes out
@@ -203,6 +212,31 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 			c.Error(err)
 		}
 		return nil
+	}
+}
+
+// concerned notes what a request is about, once its route is known.
+func concerned(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		for below, note := range map[string]string{
+			sandboxesRoot: "sandboxId", "/api/v2/agents/sandbox": "sandboxId", "/api/v2/agents/task": "taskId", "/api/v2/agents/team": "teamId",
+		} {
+			if strings.HasPrefix(c.Path(), below+"/:id") && sandbox.CheckID(c.Param("id")) == nil {
+				timeline.Note(c.Request().Context(), note, c.Param("id"))
+			}
+		}
+		return next(c)
+	}
+}
+
+// tracerOf returns what makes the span of a request, nil for those of whoever looks
+// whether the API is there.
+func (a *API) tracerOf(r *http.Request) trace.Tracer {
+	switch r.URL.Path {
+	case "/health", "/readyz", "/metrics":
+		return nil
+	default:
+		return a.Tracer
 	}
 }
 
@@ -232,7 +266,7 @@ func (a *API) share(r *http.Request, h http.Header) (preflight bool) {
 	h.Set("Access-Control-Allow-Origin", origin)
 	h.Set("Access-Control-Allow-Credentials", "true")
 	if !preflight {
-		h.Set("Access-Control-Expose-Headers", strings.Join([]string{tokenHeader, requestIDHeader, "Retry-After", "X-Retry-After"}, ", "))
+		h.Set("Access-Control-Expose-Headers", strings.Join([]string{tokenHeader, timeline.RequestIDHeader, "Retry-After", "X-Retry-After"}, ", "))
 		return false
 	}
 	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
@@ -304,7 +338,7 @@ var errOrigin = &authError{status: http.StatusForbidden, Code: "INVALID_ORIGIN",
 func (a *API) fail(err error, c echo.Context) {
 	r, h := c.Request(), c.Response().Header()
 	if r.Context().Err() != nil {
-		a.Log.Debug("the caller left", "requestId", h.Get(requestIDHeader), "error", err)
+		a.Log.DebugContext(r.Context(), "the caller left", "error", err)
 		return
 	}
 	var (
@@ -331,7 +365,7 @@ func (a *API) fail(err error, c echo.Context) {
 	if status >= http.StatusInternalServerError {
 		level = slog.LevelWarn
 	}
-	a.Log.Log(r.Context(), level, "request failed", "requestId", h.Get(requestIDHeader), "method", r.Method,
+	a.Log.Log(r.Context(), level, "request failed", "method", r.Method,
 		"path", r.URL.Path, "status", status, "error", err.Error())
 	if c.Response().Committed {
 		return

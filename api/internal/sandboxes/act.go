@@ -29,7 +29,7 @@ func (s *Service) Start(ctx context.Context, userID, id string) (task.Sandbox, e
 			return row, err
 		}
 	}
-	if !s.begin(row, row.GithubURL) { //nolint:contextcheck // it outlives the request
+	if !s.begin(ctx, row, row.GithubURL) {
 		return row, sandbox.Errorf(sandbox.CodeShuttingDown, "the API is shutting down; try again")
 	}
 	return row, nil

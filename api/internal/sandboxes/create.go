@@ -13,6 +13,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/task"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // The bounds of what a user says of a sandbox, in characters.
@@ -49,7 +50,7 @@ func (s *Service) Create(ctx context.Context, userID string, n NewSandbox) (task
 	if n.Later {
 		return row, nil
 	}
-	if !s.begin(row, n.GithubURL) { //nolint:contextcheck // it outlives the request
+	if !s.begin(ctx, row, n.GithubURL) {
 		err := sandbox.Errorf(sandbox.CodeShuttingDown, "the API is shutting down; try again")
 		return row, errors.Join(err, s.deps.Sandboxes.Delete(ctx, userID, row.ID))
 	}
@@ -132,7 +133,7 @@ func (s *Service) keep(ctx context.Context, row task.Sandbox) (task.Sandbox, err
 
 // begin makes a sandbox in the background, if nobody does so already. It returns
 // false after Close.
-func (s *Service) begin(row task.Sandbox, gitURL string) bool {
+func (s *Service) begin(asked context.Context, row task.Sandbox, gitURL string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -141,7 +142,8 @@ func (s *Service) begin(row task.Sandbox, gitURL string) bool {
 	if s.making[row.ID] != nil {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.settings.CreateTimeout)
+	ctx, cancel := context.WithTimeout(timeline.Branch(s.ctx, asked, "userId", row.UserID, "provider", row.Provider, "sandboxId", row.ID), s.settings.CreateTimeout)
+	timeline.Note(asked, "sandboxId", row.ID)
 	m := &making{cancel: cancel, done: make(chan struct{})}
 	s.making[row.ID] = m
 	s.wg.Go(func() {

@@ -11,6 +11,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/shared/opencode"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // openSession brings the sandbox up and begins a session in it.
@@ -29,6 +30,7 @@ func (s *Service) openSession(ctx context.Context, j *job, oc *opencode.Client) 
 		return storeAway(err)
 	}
 	j.task.SessionID = session.ID
+	timeline.Note(ctx, "sessionId", session.ID)
 	return nil
 }
 

@@ -65,6 +65,6 @@ func (s *Service) takeUp(ctx context.Context) error {
 	if err := s.admit(j); err != nil {
 		return errors.Join(err, s.Tasks.Renew(call, j.lease(), now.Add(-time.Second)))
 	}
-	s.start(j) //nolint:contextcheck // a task outlives the look for it
+	s.start(ctx, j)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Backends chooses where sandboxes are made and finds where they are.
@@ -197,7 +198,7 @@ func (s *Service) Launch(ctx context.Context, req Request) (Task, error) {
 		return Task{}, err
 	}
 	t := j.task // the job changes its own
-	s.start(j)  //nolint:contextcheck // a task outlives its request
+	s.start(ctx, j)
 	return t, nil
 }
 
@@ -283,9 +284,11 @@ func (s *Service) forget(j *job) {
 	s.running.Done()
 }
 
-// start runs a job that was admitted.
-func (s *Service) start(j *job) {
-	ctx, cancel := context.WithCancelCause(s.life)
+// start runs a job that was admitted. It outlives what asked for it.
+func (s *Service) start(asked context.Context, j *job) {
+	ctx, cancel := context.WithCancelCause(timeline.Branch(s.life, asked,
+		"userId", j.task.UserID, "provider", j.task.Provider, "taskId", j.task.ID, "sandboxId", j.sandboxID(), "sessionId", j.task.SessionID))
+	timeline.Note(asked, "taskId", j.task.ID)
 	s.mu.Lock()
 	j.cancel = cancel
 	s.mu.Unlock()

@@ -67,7 +67,7 @@ func (s *Service) LaunchTeam(ctx context.Context, req TeamRequest) (Team, []Memb
 		return Team{}, nil, err
 	}
 	for _, j := range jobs {
-		s.start(j) //nolint:contextcheck // a task outlives its request
+		s.start(ctx, j)
 	}
 	return team, members, nil
 }

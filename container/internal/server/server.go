@@ -21,6 +21,7 @@ import (
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Bounds of requests.
@@ -131,7 +132,7 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle(path, s.wrap(wrongMethod))
 	}
 	mux.Handle("/", s.wrap(noRoute))
-	return s.local(s.authorize(mux))
+	return s.local(s.authorize(s.received(mux)))
 }
 
 // bounded refuses what comes while all slots are taken.
@@ -185,6 +186,21 @@ func (s *Server) authorize(next http.Handler) http.Handler {
 	})
 }
 
+// received gives a request the id and the trace that it brings, and tells in the log
+// that it came if it changes something.
+func (s *Server) received(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		ctx, _, _ := timeline.Receive(r)
+		next.ServeHTTP(timeline.Answer(ctx, w), r.WithContext(ctx))
+		level := slog.LevelInfo
+		if r.Method == http.MethodGet {
+			level = slog.LevelDebug
+		}
+		s.Log.Log(ctx, level, "request", "method", r.Method, "path", r.URL.Path, "duration", time.Since(began))
+	})
+}
+
 // wrap turns errors and panics into error bodies.
 func (s *Server) wrap(handle handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -196,11 +212,11 @@ func (s *Server) wrap(handle handler) http.Handler {
 			if reason == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so, too
 				panic(reason)
 			}
-			s.Log.Error("a handler panicked", "path", r.URL.Path, "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
+			s.Log.ErrorContext(r.Context(), "a handler panicked", "path", r.URL.Path, "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
 			s.fail(w, errors.New("panic"))
 		}()
 		if err := handle(w, r); err != nil {
-			s.Log.Info("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+			s.Log.InfoContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 			s.fail(w, err)
 		}
 	})

@@ -9,11 +9,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strings"
+
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/agentpod/agentpod/gateway/internal/config"
 	"github.com/agentpod/agentpod/gateway/internal/docker"
@@ -28,6 +31,7 @@ import (
 	"github.com/agentpod/agentpod/gateway/internal/workspace"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/seal"
+	"github.com/agentpod/agentpod/shared/tracing"
 )
 
 // serve wires the parts together and serves until ctx ends.
@@ -37,6 +41,11 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 		return err
 	}
 	defer profile(ctx, log)()
+	traces, err := tracing.Start(ctx, os.Getenv, "agentpod-gateway", daemon.Version(), log)
+	if err != nil {
+		return err
+	}
+	defer traces.Close(context.WithoutCancel(ctx))
 	token, err := openDataDir(&cfg, log)
 	if err != nil {
 		return err
@@ -46,7 +55,7 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 		return err
 	}
 	defer kept.close(context.WithoutCancel(ctx))
-	return kept.hold(ctx, func(ctx context.Context) error { return serveFrom(ctx, cfg, token, kept, log) })
+	return kept.hold(ctx, func(ctx context.Context) error { return serveFrom(ctx, cfg, token, kept, traces.Tracer(), log) })
 }
 
 // As much garbage gathers before it is collected as garbagePercent of what is in
@@ -57,7 +66,7 @@ const (
 )
 
 // serveFrom serves what is in a store.
-func serveFrom(ctx context.Context, cfg config.Config, token string, kept *storage, log *slog.Logger) error {
+func serveFrom(ctx context.Context, cfg config.Config, token string, kept *storage, tracer trace.Tracer, log *slog.Logger) error {
 	// Snapshots make garbage in pieces of megabytes. Collecting it several times as
 	// often as usual costs little then, and keeps the memory near what is in use.
 	// Requests make it in pieces of bytes, and the same would collect it dozens of
@@ -100,7 +109,7 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		Token: token, Hosts: hosts(cfg), UI: ui, Address: cfg.Public(listener.Addr().String()).String(),
 		MaxUpload: int64(cfg.MaxUpload), ExecTimeout: cfg.ExecTimeout,
 	}, httpapi.Deps{
-		Manager: manager, Log: log,
+		Manager: manager, Log: log, Tracer: tracer,
 		Proxy: carrier,
 		Turns: &turn.Runner{Deadline: cfg.MessageTimeout, Policy: turn.Policy(cfg.PermissionPolicy), Logger: log},
 	}, manager.Figures(), engine.Figures(), kept.store.Figures(), workspaces.Figures(), notices.Figures(), carrier.Figures())

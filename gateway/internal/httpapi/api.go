@@ -16,9 +16,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/agentpod/agentpod/gateway/internal/frontpage"
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
@@ -53,6 +53,8 @@ type Deps struct {
 	Proxy   *proxy.Proxy
 	Turns   *turn.Runner
 	Log     *slog.Logger
+	// Tracer begins the spans of requests; nil if there are none.
+	Tracer trace.Tracer
 }
 
 // API is the gateway's HTTP API.
@@ -99,6 +101,7 @@ func New(settings Settings, deps Deps, figures ...prometheus.Collector) (*API, e
 	e.IPExtractor = echo.ExtractIPDirect()
 	e.HTTPErrorHandler = a.fail
 	e.Pre(a.border)
+	e.Use(concerned)
 	a.routes(e)
 	a.echo = e
 	return a, nil
@@ -161,22 +164,19 @@ func (a *API) Close(ctx context.Context) error {
 	return errors.Join(append(errs, daemon.Await(ctx, &a.running, "turns"))...)
 }
 
-// requestIDHeader is returned to the caller and stands in the log.
-const requestIDHeader = "X-Request-Id"
-
 // border is what every request passes before a route is looked up: host, path,
 // token.
 func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		began, id := time.Now(), uuid.NewString()
-		ctx, line := timeline.New(c.Request().Context())
+		began := time.Now()
+		ctx, line, id := timeline.Receive(c.Request())
 		r := c.Request().WithContext(ctx)
 		c.SetRequest(r)
 		// A deadline of the request before must not outlive it on the connection.
 		control := http.NewResponseController(c.Response())
 		_ = control.SetWriteDeadline(time.Time{})
 		h := c.Response().Header()
-		h.Set(requestIDHeader, id)
+		h.Set(timeline.RequestIDHeader, id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
 		stranger, err := a.admit(c)
@@ -190,19 +190,43 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 			took := time.Since(began)
 			a.count(c, line.Stages(), took)
 			if a.Log.Enabled(ctx, slog.LevelDebug) { // else the line's values would be made for nothing
-				a.Log.Debug("request", "requestId", id, "method", r.Method, "path", r.URL.Path,
+				a.Log.DebugContext(ctx, "request", "method", r.Method, "path", r.URL.Path,
 					"status", c.Response().Status, "duration", took, "stages", line)
 			}
 		}()
 		if err != nil {
 			h.Set("Connection", "close")
 		} else {
+			spanCtx, done := timeline.Serve(ctx, a.tracerOf(r), r.Method)
+			c.SetRequest(r.WithContext(spanCtx))
+			defer func() { done(c.Path(), c.Response().Status) }()
 			err = next(c)
 		}
 		if err != nil {
 			c.Error(err)
 		}
 		return nil
+	}
+}
+
+// concerned notes which sandbox a request is about, once its route is known.
+func concerned(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if id := c.Param("id"); sandbox.CheckID(id) == nil {
+			timeline.Note(c.Request().Context(), "sandboxId", id)
+		}
+		return next(c)
+	}
+}
+
+// tracerOf returns what makes the span of a request, nil for those of whoever looks
+// whether the gateway is there.
+func (a *API) tracerOf(r *http.Request) trace.Tracer {
+	switch r.URL.Path {
+	case "/health", "/readyz", "/metrics":
+		return nil
+	default:
+		return a.Tracer
 	}
 }
 
@@ -254,7 +278,7 @@ const syncFailed = "syncFailed"
 func (a *API) fail(err error, c echo.Context) {
 	if c.Request().Context().Err() != nil {
 		if a.streams.Err() == nil {
-			a.Log.Debug("the caller left", "requestId", c.Response().Header().Get(requestIDHeader), "error", err)
+			a.Log.DebugContext(c.Request().Context(), "the caller left", "error", err)
 			return
 		}
 		err = lifecycle.ErrClosing // the drain cut the request, not its caller
@@ -262,14 +286,13 @@ func (a *API) fail(err error, c echo.Context) {
 	e := a.explain(err)
 	status := e.Code.Status()
 	attrs := []any{
-		"requestId", c.Response().Header().Get(requestIDHeader), "method", c.Request().Method,
-		"path", c.Request().URL.Path, "status", status, "code", e.Code, "error", err.Error(),
+		"method", c.Request().Method, "path", c.Request().URL.Path, "status", status, "code", e.Code, "error", err.Error(),
 	}
 	switch {
 	case status >= http.StatusInternalServerError:
-		a.Log.Warn("request failed", attrs...)
+		a.Log.WarnContext(c.Request().Context(), "request failed", attrs...)
 	default:
-		a.Log.Debug("request refused", attrs...)
+		a.Log.DebugContext(c.Request().Context(), "request refused", attrs...)
 	}
 	if c.Response().Committed {
 		return

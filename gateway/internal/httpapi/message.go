@@ -56,7 +56,7 @@ func (a *API) message(c echo.Context) error {
 		defer h.Release()
 		life := timeline.Carry(h.Life, ctx)
 		turned := timeline.Begin(life, "turn")
-		result, err := a.turn(h, req, session) //nolint:contextcheck // the turn is not the request's
+		result, err := a.turn(life, h, req, session) //nolint:contextcheck // the turn is not the request's
 		turned()
 		a.messages.Observe(time.Since(began).Seconds())
 		stored := timeline.Begin(life, "sync")
@@ -88,8 +88,8 @@ func checkMessage(req sandbox.MessageRequest) error {
 }
 
 // turn runs the turn for as long as the sandbox lives and the gateway serves.
-func (a *API) turn(h lifecycle.Handle, req sandbox.MessageRequest, session chan<- string) (turn.Result, error) {
-	ctx, cancel := context.WithCancelCause(h.Life)
+func (a *API) turn(life context.Context, h lifecycle.Handle, req sandbox.MessageRequest, session chan<- string) (turn.Result, error) {
+	ctx, cancel := context.WithCancelCause(life)
 	defer cancel(nil)
 	defer context.AfterFunc(a.turnsCtx, func() { cancel(context.Cause(a.turnsCtx)) })()
 	began := time.Now()
@@ -98,6 +98,7 @@ func (a *API) turn(h lifecycle.Handle, req sandbox.MessageRequest, session chan<
 		Message: req.Message, SessionID: req.SessionID, Model: req.Model, Agent: req.Agent,
 		Deadline: time.Duration(req.TimeoutMs) * time.Millisecond,
 	}, func(id string) {
+		timeline.Note(ctx, "sessionId", id)
 		session <- id
 		if req.SessionID == "" {
 			a.Manager.Tell(h, sandbox.EventSessionCreated, map[string]any{"sessionId": id})
@@ -109,7 +110,7 @@ func (a *API) turn(h lifecycle.Handle, req sandbox.MessageRequest, session chan<
 	if err == nil {
 		a.Manager.Tell(h, sandbox.EventSessionMessage, map[string]any{"sessionId": result.SessionID})
 	}
-	a.Log.Info("turn ended", "sandboxId", h.SandboxID, "userId", h.UserID, "sessionId", result.SessionID,
+	a.Log.InfoContext(ctx, "turn ended", "sandboxId", h.SandboxID, "userId", h.UserID, "sessionId", result.SessionID,
 		"duration", time.Since(began), "failed", err != nil || result.ErrText != "")
 	return result, err
 }

@@ -353,7 +353,9 @@ func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ct
 	if outlive {
 		opCtx = m.base
 	}
-	opCtx = timeline.Carry(opCtx, ctx)
+	b.mu.Lock()
+	opCtx = timeline.Carry(b.aboutLocked(opCtx), ctx)
+	b.mu.Unlock()
 	done := make(chan error, 1)
 	m.work.Go(func() {
 		defer func() { <-b.serial }()
@@ -365,6 +367,11 @@ func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ct
 	case <-ctx.Done():
 		return waitError(ctx)
 	}
+}
+
+// aboutLocked returns a context whose log lines tell of the box.
+func (b *box) aboutLocked(ctx context.Context) context.Context {
+	return timeline.About(ctx, "sandboxId", b.id, "userId", b.rec.UserID)
 }
 
 // waitError says why a wait ended.

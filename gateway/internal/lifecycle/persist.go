@@ -40,7 +40,7 @@ func (m *Manager) persist(b *box, asked bool) *persistRun {
 	b.nextRun = &persistRun{synced: make(chan struct{}), done: make(chan struct{}), asked: asked}
 	if !b.persisting {
 		b.persisting = true
-		ctx, cancel := context.WithCancelCause(b.life)
+		ctx, cancel := context.WithCancelCause(b.aboutLocked(b.life))
 		idle := make(chan struct{})
 		b.endPersist = func() {
 			cancel(errSettling)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // ErrClientGone is returned when the caller left before the reply began: there
@@ -257,6 +258,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.URL.Opaque = path // byte for byte, valid or not
 	}
 	out.Host = openCodeHost
+	timeline.Inject(pr.In.Context(), out.Header)
 	out.Trailer = nil
 	border.CleanRequest(out.Header)
 	out.SetBasicAuth("opencode", req.Password)

@@ -19,13 +19,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/gateway/internal/proxy"
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/timeline"
 )
 
 // Settings say where the hosts are.
@@ -175,16 +174,18 @@ const strangerTimeout = 10 * time.Second
 
 // ServeHTTP serves one request to a host that Serves.
 func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	began, id := time.Now(), uuid.NewString()
+	began := time.Now()
+	ctx, _, id := timeline.Receive(r)
+	r = r.WithContext(ctx)
 	out := &recorder{ResponseWriter: w}
 	control := http.NewResponseController(w)
 	// A deadline of the request before must not outlive it on the connection, and
 	// who is not let in must not hold one either.
 	_ = control.SetWriteDeadline(time.Time{})
 	_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
-	out.Header().Set("X-Request-Id", id)
+	out.Header().Set(timeline.RequestIDHeader, id)
 	defer func() { // a reply that breaks off panics on purpose
-		h.Log.Debug("request", "requestId", id, "method", r.Method, "host", r.Host, "path", r.URL.Path,
+		h.Log.DebugContext(ctx, "request", "method", r.Method, "host", r.Host, "path", r.URL.Path,
 			"status", out.status, "duration", time.Since(began))
 	}()
 	err := h.serve(out, r, func() { _ = control.SetReadDeadline(time.Time{}) })
@@ -338,7 +339,7 @@ func (h *Host) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if status >= http.StatusInternalServerError {
 		level = slog.LevelWarn
 	}
-	h.Log.Log(r.Context(), level, "request refused", "requestId", w.Header().Get("X-Request-Id"), "method", r.Method, "host", r.Host,
+	h.Log.Log(r.Context(), level, "request refused", "method", r.Method, "host", r.Host,
 		"path", r.URL.Path, "status", status, "code", e.Code, "error", err.Error())
 	if status == http.StatusUnauthorized || status == http.StatusForbidden {
 		w.Header().Set("Connection", "close")
