@@ -76,8 +76,8 @@ func TestAMessageIsFollowedThroughThreeProcesses(t *testing.T) {
 			byID[s.SpanID] = s
 		}
 		for _, s := range spans {
-			if s.End.Before(s.Start) || s.Failed {
-				t.Errorf("%s: %s is from %s to %s, failed %t", s.Service, s.Name, s.Start, s.End, s.Failed)
+			if s.End.Before(s.Start) {
+				t.Errorf("%s: %s is from %s to %s", s.Service, s.Name, s.Start, s.End)
 			}
 			// What sandboxd did hangs on the gateway's call, and that on the API's request.
 			var chain []string

@@ -69,7 +69,7 @@ func (s Server) Run(ctx context.Context) error {
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
 	}
-	s.Log.Info("draining", "timeout", s.DrainTimeout)
+	s.Log.InfoContext(ctx, "draining", "timeout", s.DrainTimeout)
 	if s.Draining != nil {
 		s.Draining()
 	}
@@ -98,7 +98,7 @@ func (s Server) Run(ctx context.Context) error {
 		return errors.New("requests were still running after the drain")
 	}
 	if err != nil {
-		s.Log.Warn("drain cut requests short", "error", err)
+		s.Log.WarnContext(ctx, "drain cut requests short", "error", err)
 	}
 	return nil
 }
@@ -134,7 +134,8 @@ func hostname(hostport string) string {
 // format is json, text, or auto: text on a terminal and JSON elsewhere. Both
 // formats escape everything that is not printable, bidirectional characters
 // too, so that what came from a sandbox can neither forge a line nor drive a
-// terminal. A line has what its context's timeline knows.
+// terminal. A line has what its context's timeline knows. Durations in JSON are in
+// seconds.
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -152,7 +153,16 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	if format == "text" {
 		return slog.New(timeline.Handler(slog.NewTextHandler(printable.NewWriter(w), opts))), nil
 	}
+	opts.ReplaceAttr = inSeconds
 	return slog.New(timeline.Handler(slog.NewJSONHandler(jsonLines{w}, opts))), nil
+}
+
+// inSeconds makes durations numbers in the unit that figures have.
+func inSeconds(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.Float64Value(a.Value.Duration().Seconds())
+	}
+	return a
 }
 
 // jsonLines escapes what the JSON handler leaves raw: DEL, the C1 controls and

@@ -53,7 +53,7 @@ func NewWorker(settings ClientSettings, records Records) (*WorkerClient, error) 
 	w := &WorkerClient{caller: *c, records: records}
 	w.syncs = newAfterwards(func(ctx context.Context, id string) {
 		if _, err := w.Sync(ctx, id); err != nil {
-			w.log.Warn("a workspace was not synced after a proxied message", "sandboxId", id, "error", err)
+			w.log.WarnContext(ctx, "a workspace was not synced after a proxied message", "sandboxId", id, "error", err)
 		}
 	})
 	return w, nil
@@ -76,7 +76,7 @@ func (w *WorkerClient) record(ctx context.Context, id string) (Record, bool, err
 // reason to let what succeeded fail.
 func (w *WorkerClient) remember(ctx context.Context, r Record) {
 	if err := w.records.PutRecord(context.WithoutCancel(ctx), r); err != nil {
-		w.log.Warn("a sandbox's record was not kept", "sandboxId", r.SandboxID, "error", err)
+		w.log.WarnContext(ctx, "a sandbox's record was not kept", "sandboxId", r.SandboxID, "error", err)
 	}
 }
 

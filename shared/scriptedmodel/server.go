@@ -147,7 +147,7 @@ func (s *Server) Start(ctx context.Context, addr string) error {
 		defer close(s.served)
 		defer stop()
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			s.log.Error("scripted model stopped serving", "error", err)
+			s.log.ErrorContext(ctx, "scripted model stopped serving", "error", err)
 		}
 	}(s.http)
 	return nil
@@ -287,7 +287,7 @@ func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, fmt.Sprintf("the model %q does not exist", req.Model))
 		return
 	}
-	s.log.Info("scripted model asked", "session", req.SessionID, "model", req.Model, "messages", len(req.Messages), "tools", len(req.Tools))
+	s.log.InfoContext(r.Context(), "scripted model asked", "session", req.SessionID, "model", req.Model, "messages", len(req.Messages), "tools", len(req.Tools))
 	s.reply(r.Context(), newAnswer(w, rc, &req), &req)
 }
 
@@ -303,7 +303,7 @@ func (s *Server) reply(ctx context.Context, a *answer, req *Request) {
 	if err == nil {
 		return
 	}
-	s.log.Debug("scripted answer broken off", "session", req.SessionID, "error", err)
+	s.log.DebugContext(ctx, "scripted answer broken off", "session", req.SessionID, "error", err)
 	if a.started {
 		// The one way to end a reply so that the client sees it broken.
 		panic(http.ErrAbortHandler)

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // RequestIDHeader carries a request's id, from its caller if that has one, to
@@ -18,24 +19,25 @@ import (
 const RequestIDHeader = "X-Request-Id"
 
 // requestID is what an id may look like that a caller chose.
-var requestID = regexp.MustCompile(`^[A-Za-z0-9._:+/=-]{1,128}$`) //nolint:gochecknoglobals // a constant
+var requestID = regexp.MustCompile(`^[A-Za-z0-9._:+/=-]{1,128}$`)
 
 // w3c is the format of trace context between processes.
 var w3c propagation.TraceContext //nolint:gochecknoglobals // a constant
 
 // Receive begins the timeline of a request that came in, with the id and the trace
-// (W3C Trace Context) that it brings, or else a new id.
-func Receive(r *http.Request) (ctx context.Context, t *Timeline, id string) {
+// (W3C Trace Context) that it brings, or else a new id. It returns the request with
+// the context that has the timeline.
+func Receive(r *http.Request) (_ *http.Request, t *Timeline, id string) {
 	id = r.Header.Get(RequestIDHeader)
 	if !requestID.MatchString(id) {
 		id = uuid.NewString()
 	}
-	ctx, t = New(r.Context())
+	ctx, t := New(r.Context())
 	t.note([]string{requestIDNote, id})
 	if r.Header.Get("Traceparent") != "" {
 		ctx = w3c.Extract(ctx, propagation.HeaderCarrier(r.Header))
 	}
-	return ctx, t, id
+	return r.WithContext(ctx), t, id
 }
 
 // Serve begins the span of a request that was received, which done ends. The route
@@ -94,7 +96,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.Next.RoundTrip(req)
 	}
 	parent := trace.SpanFromContext(ctx)
-	span := trace.SpanFromContext(context.Background()) // one that does nothing
+	span := trace.Span(noop.Span{})
 	if parent.IsRecording() {
 		ctx, span = parent.TracerProvider().Tracer(Scope).Start(ctx, t.Peer+" "+req.Method, trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithAttributes(attribute.String("http.request.method", req.Method), attribute.String("url.path", req.URL.Path)))

@@ -29,7 +29,7 @@ const (
 const RelayScope = Scope + "/sandboxd"
 
 // stageName is what a stage of another process may be called.
-var stageName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`) //nolint:gochecknoglobals // a constant
+var stageName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
 
 // Answer returns a writer that tells, as the head of a reply goes out, the stages
 // of its request until then, if that is traced.

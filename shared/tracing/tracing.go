@@ -64,9 +64,7 @@ func Start(ctx context.Context, env func(string) string, service, version string
 			return nil, fmt.Errorf("%s is %q, which is not supported; set %s=%s and the collector's port for it, which is mostly 4318", name, p, name, protocol)
 		}
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.WarnContext(context.Background(), "traces could not be sent", "error", err)
-	}))
+	otel.SetErrorHandler(failures{log})
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to send traces: %w", err)
@@ -83,6 +81,12 @@ func Start(ctx context.Context, env func(string) string, service, version string
 		sdktrace.WithResource(own),
 	), log}, nil
 }
+
+// failures tells of spans that could not be sent.
+type failures struct{ log *slog.Logger }
+
+// Handle implements otel.ErrorHandler.
+func (f failures) Handle(err error) { f.log.Warn("traces could not be sent", "error", err) }
 
 func wanted(env func(string) string) bool {
 	if env(disabledEnv) == "true" || env(exporterEnv) == "none" {

@@ -99,7 +99,7 @@ func makeAdmin(ctx context.Context, cfg config.Config, accounts *account.Service
 		return fmt.Errorf("making the admin with the password of %s: %w", from, err)
 	}
 	if made {
-		log.Info("an admin was made", "email", cfg.AdminEmail, "passwordIn", from)
+		log.InfoContext(ctx, "an admin was made", "email", cfg.AdminEmail, "passwordIn", from)
 	}
 	return nil
 }

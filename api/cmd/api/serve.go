@@ -45,7 +45,7 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 // migrate brings the database up to date.
 func migrate(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	return withStore(ctx, cfg, stderr, func(_ *store.Store, log *slog.Logger) error {
-		log.Info("the database is up to date")
+		log.InfoContext(ctx, "the database is up to date")
 		return nil
 	})
 }
@@ -162,7 +162,7 @@ func serveWith(ctx context.Context, cfg config.Config, deps httpapi.Deps, beside
 	for _, run := range beside {
 		running.Go(func() { run(background) })
 	}
-	deps.Log.Info("serving", "addr", listener.Addr().String(), "dataDir", cfg.DataDir)
+	deps.Log.InfoContext(ctx, "serving", "addr", listener.Addr().String(), "dataDir", cfg.DataDir)
 	served := daemon.Server{Listener: listener, Handler: api, Draining: api.Drain, DrainTimeout: cfg.DrainTimeout, Log: deps.Log}.Run(ctx)
 	stop()
 	running.Wait()

@@ -125,7 +125,7 @@ func (c *Catalogue) Run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		if err := c.Refresh(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn("the catalogue of providers could not be read; the list stays as it is", "error", err)
+			c.log.WarnContext(ctx, "the catalogue of providers could not be read; the list stays as it is", "error", err)
 		}
 		select {
 		case <-ctx.Done():

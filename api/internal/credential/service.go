@@ -108,7 +108,7 @@ func (s *Service) reseal(ctx context.Context, row Credential, damaged map[string
 	}
 	plain, err := s.open(row)
 	if err != nil {
-		s.settings.Log.Warn("a credential cannot be opened; its user has to configure the provider again",
+		s.settings.Log.WarnContext(ctx, "a credential cannot be opened; its user has to configure the provider again",
 			"credentialId", row.ID, "userId", row.UserID, "providerId", row.ProviderID)
 		damaged[row.ID] = true
 		return nil //nolint:nilerr // as documented

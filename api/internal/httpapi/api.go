@@ -173,8 +173,8 @@ const (
 func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		began := time.Now()
-		ctx, _, id := timeline.Receive(c.Request())
-		r := c.Request().WithContext(ctx)
+		r, _, id := timeline.Receive(c.Request())
+		ctx := r.Context()
 		c.SetRequest(r)
 		// A deadline of the request before must not outlive it on the connection.
 		control := http.NewResponseController(c.Response())

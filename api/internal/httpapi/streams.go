@@ -186,7 +186,7 @@ func (a *API) watch(ctx context.Context, end context.CancelCauseFunc, who caller
 			return
 		}
 		misses++
-		a.Log.Warn("whether a stream may go on could not be checked", "userId", who.user.ID, "misses", misses, "error", err)
+		a.Log.WarnContext(ctx, "whether a stream may go on could not be checked", "userId", who.user.ID, "misses", misses, "error", err)
 		if misses == maxMisses {
 			end(sandbox.Errorf(sandbox.CodeStoreAway, "whether this may go on could not be checked; try again").WithCause(err))
 			return

@@ -43,7 +43,7 @@ func (s *Service) look(ctx context.Context, row task.Sandbox) (task.SandboxChang
 	case err == nil:
 		return s.heard(row, info)
 	case !sandbox.HasCode(err, sandbox.CodeSandboxNotFound):
-		s.deps.Log.Debug("a sandbox could not be looked at", "sandboxId", row.ID, "error", err)
+		s.deps.Log.DebugContext(ctx, "a sandbox could not be looked at", "sandboxId", row.ID, "error", err)
 		return task.SandboxChange{}, false
 	case row.Status == task.SandboxError, row.Status == task.SandboxStarting && s.now().Sub(row.UpdatedAt) < s.settings.StartGrace:
 		return task.SandboxChange{}, false
@@ -144,7 +144,7 @@ func (s *Service) live(ctx context.Context, userID string) map[string]sandbox.In
 		page, err = backend.List(ctx, sandbox.ListOptions{UserID: userID, Limit: listLimit})
 	}
 	if err != nil {
-		s.deps.Log.Debug("the sandboxes of a user could not be looked at", "userId", userID, "error", err)
+		s.deps.Log.DebugContext(ctx, "the sandboxes of a user could not be looked at", "userId", userID, "error", err)
 		return out
 	}
 	for _, info := range page.Sandboxes {

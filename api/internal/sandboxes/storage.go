@@ -28,7 +28,7 @@ func (s *Service) Measure(ctx context.Context) {
 		if sums, err := s.measure(ctx); err == nil {
 			s.storage.set(sums)
 		} else if ctx.Err() == nil { // whether the provider is away is told elsewhere
-			s.deps.Log.Debug("the storage of the users could not be looked at", "error", err)
+			s.deps.Log.DebugContext(ctx, "the storage of the users could not be looked at", "error", err)
 		}
 		select {
 		case <-tick.C:

@@ -81,7 +81,7 @@ func (s *Service) worksIn(sandboxID string, but *job) bool {
 // fail a task: the provider tells it too.
 func (s *Service) note(ctx context.Context, sandboxID string, change SandboxChange) {
 	if err := s.Sandboxes.Update(ctx, sandboxID, time.Now(), change); err != nil {
-		s.Log.Warn("what was learnt of a sandbox could not be kept", "sandboxId", sandboxID, "error", err)
+		s.Log.WarnContext(ctx, "what was learnt of a sandbox could not be kept", "sandboxId", sandboxID, "error", err)
 	}
 }
 
@@ -187,7 +187,7 @@ func (s *Service) watch(ctx context.Context, j *job, oc *opencode.Client) *watch
 		})
 		if ctx.Err() == nil && !errors.Is(err, errIdle) {
 			// The answer itself has the text; only its increments are missed.
-			s.Log.Info("a task's events broke off", "taskId", j.task.ID, "error", err)
+			s.Log.InfoContext(ctx, "a task's events broke off", "taskId", j.task.ID, "error", err)
 		}
 	}()
 	select {

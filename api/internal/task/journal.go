@@ -124,7 +124,7 @@ func (j *journal) run(ctx context.Context) {
 				j.lost()
 				return
 			}
-			j.log.Warn("a task's events cannot be written; it is tried again", "taskId", j.lease.TaskID, "error", err)
+			j.log.WarnContext(ctx, "a task's events cannot be written; it is tried again", "taskId", j.lease.TaskID, "error", err)
 			wait = retryEvery
 			j.ring()
 		}

@@ -18,7 +18,7 @@ func (s *Service) Recover(ctx context.Context) {
 		for s.mayTakeUp(time.Now()) {
 			if err := s.takeUp(ctx); err != nil {
 				if !errors.Is(err, ErrNotFound) && ctx.Err() == nil {
-					s.Log.Warn("tasks cannot be taken up; it is tried again", "error", err)
+					s.Log.WarnContext(ctx, "tasks cannot be taken up; it is tried again", "error", err)
 				}
 				break
 			}
@@ -57,7 +57,7 @@ func (s *Service) takeUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.Log.Info("a task is taken up", "taskId", t.ID, "attempt", t.Attempts)
+	s.Log.InfoContext(ctx, "a task is taken up", "taskId", t.ID, "attempt", t.Attempts)
 	j := &job{task: t, gitURL: t.GitURL, done: make(chan struct{})}
 	if backend, err := s.Backends.Backend(t.Provider); err == nil {
 		j.backend = backend

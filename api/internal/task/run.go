@@ -105,7 +105,7 @@ func (s *Service) renew(ctx context.Context, lease Lease, renewed *atomic.Pointe
 		case err == nil:
 			renewed.Store(&now)
 		case ctx.Err() == nil:
-			s.Log.Warn("a task's lease cannot be renewed; it is tried again", "taskId", lease.TaskID, "error", err)
+			s.Log.WarnContext(ctx, "a task's lease cannot be renewed; it is tried again", "taskId", lease.TaskID, "error", err)
 		}
 	}
 }
@@ -118,7 +118,7 @@ func (s *Service) giveUp(ctx context.Context, j *job) {
 		_, _ = s.Tasks.Append(ctx, j.lease(), time.Now(), last...)
 	}
 	if err := s.Tasks.Renew(ctx, j.lease(), time.Now().Add(-time.Second)); err != nil && !errors.Is(err, ErrLeaseLost) {
-		s.Log.Warn("a task could not be given up; it is taken up when its lease is over", "taskId", j.task.ID, "error", err)
+		s.Log.WarnContext(ctx, "a task could not be given up; it is taken up when its lease is over", "taskId", j.task.ID, "error", err)
 	}
 }
 
@@ -188,7 +188,7 @@ func (s *Service) outOfTime(ctx context.Context, j *job) error {
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 		defer cancel()
 		if err := abort(call, j.backend, j.sandboxID(), j.task.SessionID); err != nil {
-			s.Log.Warn("a task's agent could not be stopped", "taskId", j.task.ID, "error", err)
+			s.Log.WarnContext(ctx, "a task's agent could not be stopped", "taskId", j.task.ID, "error", err)
 		}
 	}
 	return sandbox.Errorf(sandbox.CodeTurnDeadline, "the task did not end within %s", s.settings.Timeout+s.settings.Raising)
@@ -297,7 +297,7 @@ func (s *Service) conclude(ctx context.Context, j *job, failure error) {
 	}
 	j.result.Err = explain(failure)
 	if failure != nil {
-		s.Log.Info("a task failed", "taskId", j.task.ID, "sandboxId", j.sandboxID(), "error", failure)
+		s.Log.InfoContext(ctx, "a task failed", "taskId", j.task.ID, "sandboxId", j.sandboxID(), "error", failure)
 		if j.task.NewSandbox && j.task.SessionID == "" && j.sandboxID() != "" && j.backend != nil {
 			s.discard(ctx, j.backend, j.task)
 			j.result.SandboxID = ""
@@ -320,7 +320,7 @@ func (s *Service) conclude(ctx context.Context, j *job, failure error) {
 			j.result = nil
 			return
 		}
-		s.Log.Warn("the end of a task cannot be kept; it is tried again", "taskId", j.task.ID, "error", err)
+		s.Log.WarnContext(ctx, "the end of a task cannot be kept; it is tried again", "taskId", j.task.ID, "error", err)
 		select {
 		case <-time.After(retryEvery):
 		case <-ctx.Done():

@@ -473,7 +473,7 @@ func (s *Service) clear(ctx context.Context, j *job) {
 	}
 	if session := cmp.Or(j.task.SessionID, t.SessionID); session != "" {
 		if err := abort(ctx, j.backend, *t.SandboxID, session); err != nil {
-			s.Log.Warn("a cancelled task's agent could not be stopped", "taskId", t.ID, "sandboxId", *t.SandboxID, "error", err)
+			s.Log.WarnContext(ctx, "a cancelled task's agent could not be stopped", "taskId", t.ID, "sandboxId", *t.SandboxID, "error", err)
 		}
 		return
 	}
@@ -491,13 +491,13 @@ func (s *Service) discard(ctx context.Context, backend sandbox.Backend, t Task) 
 	defer cancel()
 	id := *t.SandboxID
 	if err != nil {
-		s.Log.Warn("the sandbox of a failed task could not be deleted", "taskId", t.ID, "sandboxId", id, "error", err)
+		s.Log.WarnContext(ctx, "the sandbox of a failed task could not be deleted", "taskId", t.ID, "sandboxId", id, "error", err)
 		status, message := SandboxError, "it was made for a task that failed; delete it"
 		_ = s.Sandboxes.Update(ctx, id, time.Now(), SandboxChange{Status: &status, ErrorMessage: &message})
 		return
 	}
 	if err := s.Sandboxes.Delete(ctx, t.UserID, id); err != nil {
-		s.Log.Warn("the record of a deleted sandbox could not be deleted", "sandboxId", id, "error", err)
+		s.Log.WarnContext(ctx, "the record of a deleted sandbox could not be deleted", "sandboxId", id, "error", err)
 	}
 }
 
@@ -548,7 +548,7 @@ func (s *Service) give(ctx context.Context, id string, after int64, give func(Ev
 	for {
 		events, err := s.Tasks.Events(ctx, id, after, perRead)
 		if err != nil {
-			s.Log.Warn("a task's events cannot be read; it is tried again", "taskId", id, "error", err)
+			s.Log.WarnContext(ctx, "a task's events cannot be read; it is tried again", "taskId", id, "error", err)
 			return after, nil // the reader waits, as for an event
 		}
 		for _, e := range events {

@@ -125,12 +125,12 @@ func (r *Receiver) Receive(ctx context.Context, provider string, n Notice) error
 	log := r.log.With("provider", provider, "event", printable.Line(n.Event, maxName), "sandboxId", printable.Line(n.text("sandboxId"), maxName))
 	rank := slices.IndexFunc(events(), func(e event) bool { return string(e.name) == n.Event })
 	if rank < 0 {
-		log.Warn("a webhook tells of an unknown event")
+		log.WarnContext(ctx, "a webhook tells of an unknown event")
 		return nil
 	}
 	id := n.text("sandboxId")
 	if err := sandbox.CheckID(id); err != nil { // nothing of that name can be in the records
-		log.Warn("a webhook tells of a sandbox without a proper id", "error", err)
+		log.WarnContext(ctx, "a webhook tells of a sandbox without a proper id", "error", err)
 		return nil
 	}
 	change := events()[rank].change(n, told)
@@ -141,7 +141,7 @@ func (r *Receiver) Receive(ctx context.Context, provider string, n Notice) error
 		return fmt.Errorf("taking in a webhook: %w", err)
 	}
 	if !known {
-		log.Debug("a webhook tells of a sandbox that is not in the records")
+		log.DebugContext(ctx, "a webhook tells of a sandbox that is not in the records")
 	}
 	return nil
 }

@@ -144,7 +144,7 @@ func (s *Supervisor) validate(ctx context.Context, r *run) error {
 	if err == nil {
 		// Its plugins and servers are not needed any more.
 		if err := r.api.forget(ctx, probe); err != nil {
-			s.set.Log.Debug("dispose the probed folder", "error", err)
+			s.set.Log.DebugContext(ctx, "dispose the probed folder", "error", err)
 		}
 		return nil
 	}
@@ -154,7 +154,7 @@ func (s *Supervisor) validate(ctx context.Context, r *run) error {
 	}
 	if no.path != "" && !strings.HasPrefix(no.path, s.set.ConfigDir+string(filepath.Separator)) {
 		// A file that somebody inside wrote is broken; this config is not.
-		s.set.Log.Warn("OpenCode complains about a config file of the user's", "path", no.path)
+		s.set.Log.WarnContext(ctx, "OpenCode complains about a config file of the user's", "path", no.path)
 		return nil
 	}
 	return sandbox.Errorf(sandbox.CodeConfigRejected, "OpenCode rejected the config: %s", no.words)
@@ -175,7 +175,7 @@ func (s *Supervisor) authenticate(ctx context.Context, r *run, auth authChanges)
 	s.remember(both)
 	if !auth.none() {
 		if err := mendAuth(s.home); err != nil {
-			s.set.Log.Warn("clear the way for auth.json", "error", err)
+			s.set.Log.WarnContext(ctx, "clear the way for auth.json", "error", err)
 		}
 	}
 	for _, provider := range auth.remove {
@@ -220,7 +220,7 @@ func (s *Supervisor) undo(ctx context.Context, r *run, auth authChanges) {
 	for _, provider := range append(sortedKeys(auth.set), auth.remove...) {
 		old, had := auth.before[provider]
 		if err := restore(provider, old, had); err != nil {
-			s.set.Log.Warn("put a credential back", "provider", provider, "error", err)
+			s.set.Log.WarnContext(ctx, "put a credential back", "provider", provider, "error", err)
 		}
 	}
 	s.remember(auth.managedBefore)
@@ -289,9 +289,9 @@ func (s *Supervisor) tryPending(ctx context.Context, r *run) {
 	switch {
 	case err != nil:
 		s.setPending(nil) // trying the same again would fail the same way
-		s.set.Log.Error("apply the pending config", "error", err)
+		s.set.Log.ErrorContext(ctx, "apply the pending config", "error", err)
 	case !applied.Pending:
-		s.set.Log.Info("applied the pending config", "written", applied.Written)
+		s.set.Log.InfoContext(ctx, "applied the pending config", "written", applied.Written)
 	}
 }
 

@@ -45,7 +45,7 @@ func (s *Supervisor) Busy(ctx context.Context) []string {
 func (s *Supervisor) turns(ctx context.Context, r *run) []string {
 	status, err := r.api.sessionStatus(ctx)
 	if err != nil {
-		s.set.Log.Debug("ask for turns", "error", err)
+		s.set.Log.DebugContext(ctx, "ask for turns", "error", err)
 		return nil
 	}
 	var reasons []string
@@ -60,7 +60,7 @@ func (s *Supervisor) turns(ctx context.Context, r *run) []string {
 func (s *Supervisor) terminals(ctx context.Context, r *run) []string {
 	ptys, err := r.api.ptys(ctx)
 	if err != nil {
-		s.set.Log.Debug("ask for terminals", "error", err)
+		s.set.Log.DebugContext(ctx, "ask for terminals", "error", err)
 		return nil
 	}
 	if len(ptys) == 0 || ctx.Err() != nil {

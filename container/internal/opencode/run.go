@@ -37,7 +37,7 @@ func (s *Supervisor) supervise(ctx context.Context, r *run) {
 			wait.Reset()
 		}
 		delay := wait.NextBackOff()
-		s.set.Log.Warn("OpenCode ended by itself", "exit", exit, "restartIn", delay.String())
+		s.set.Log.WarnContext(ctx, "OpenCode ended by itself", "exit", exit, "restartIn", delay.String())
 		select {
 		case <-ctx.Done():
 			return
@@ -70,7 +70,7 @@ func (s *Supervisor) once(ctx context.Context, r *run) (ready bool, exit string)
 	case ready = <-probed:
 		probed <- ready
 		if !ready && ctx.Err() == nil {
-			s.set.Log.Warn("OpenCode did not become ready", "after", r.boot.String())
+			s.set.Log.WarnContext(ctx, "OpenCode did not become ready", "after", r.boot.String())
 			break
 		}
 		select {
@@ -81,7 +81,7 @@ func (s *Supervisor) once(ctx context.Context, r *run) (ready bool, exit string)
 	stopProbing()
 	ready = <-probed
 	if !terminate(proc) {
-		s.set.Log.Error("OpenCode outlives SIGKILL", "pid", proc.PID)
+		s.set.Log.ErrorContext(ctx, "OpenCode outlives SIGKILL", "pid", proc.PID)
 		return ready, "it cannot be killed"
 	}
 	<-drained

@@ -187,7 +187,7 @@ func (s *Supervisor) boot(ctx context.Context, req guest.StartRequest, directory
 	s.mend()
 	if err := s.seed(); err != nil {
 		// OpenCode then installs the package itself: slow, but it works.
-		s.set.Log.Warn("seed the plugin package", "error", err)
+		s.set.Log.WarnContext(ctx, "seed the plugin package", "error", err)
 	}
 	first := cfg
 	var model *stubModel

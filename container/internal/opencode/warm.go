@@ -95,7 +95,7 @@ func (s *Supervisor) rehearse(ctx context.Context, r *run, model *stubModel) err
 	}
 	defer func() {
 		if err := os.RemoveAll(folder); err != nil {
-			s.set.Log.Warn("remove the folder of the warm-up", "error", err)
+			s.set.Log.WarnContext(ctx, "remove the folder of the warm-up", "error", err)
 		}
 	}()
 	session, err := r.api.createSession(ctx, folder, warmTitle)
@@ -124,7 +124,7 @@ func (s *Supervisor) acquaint(ctx context.Context, r *run) error {
 		return opencodeDown("warm up the workspace", err)
 	}
 	if err := r.api.send(ctx, "", session, message{NoReply: true, Parts: []textPart{{Type: "text", Text: warmTitle}}}); err != nil {
-		s.set.Log.Debug("try a message", "error", err) // such as for want of any model
+		s.set.Log.DebugContext(ctx, "try a message", "error", err) // such as for want of any model
 	}
 	if err := r.api.deleteSession(ctx, "", session); err != nil {
 		return opencodeDown("remove the session of the warm-up", err)
@@ -230,7 +230,7 @@ var perusal = []string{"/config/providers", "/agent", "/command", "/pty", "/file
 func (s *Supervisor) peruse(ctx context.Context, r *run) {
 	for _, path := range perusal {
 		if err := r.api.visit(ctx, path); err != nil {
-			s.set.Log.Debug("have OpenCode read ahead", "path", path, "error", err)
+			s.set.Log.DebugContext(ctx, "have OpenCode read ahead", "path", path, "error", err)
 		}
 	}
 }

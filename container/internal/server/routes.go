@@ -152,7 +152,7 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
 	out := paced{w: w, control: http.NewResponseController(w)}
 	if _, err := io.CopyN(out, file, info.Size()); err != nil {
 		// The size has been promised: only breaking off tells the reader.
-		s.Log.Info("send a file", "error", err)
+		s.Log.InfoContext(r.Context(), "send a file", "error", err)
 		panic(http.ErrAbortHandler)
 	}
 	return nil

@@ -191,20 +191,20 @@ func (s *Server) authorize(next http.Handler) http.Handler {
 func (s *Server) received(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		ctx, _, _ := timeline.Receive(r)
-		next.ServeHTTP(timeline.Answer(ctx, w), r.WithContext(ctx))
+		known, _, _ := timeline.Receive(r)
+		next.ServeHTTP(timeline.Answer(known.Context(), w), known) //nolint:contextcheck // it is the request's
 		level := slog.LevelInfo
 		if r.Method == http.MethodGet {
 			level = slog.LevelDebug
 		}
-		s.Log.Log(ctx, level, "request", "method", r.Method, "path", r.URL.Path, "duration", time.Since(began))
+		s.Log.Log(known.Context(), level, "request", "method", r.Method, "path", r.URL.Path, "duration", time.Since(began)) //nolint:contextcheck // as above
 	})
 }
 
 // wrap turns errors and panics into error bodies.
 func (s *Server) wrap(handle handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
+		defer func() { //nolint:contextcheck // it takes the request's
 			reason := recover()
 			if reason == nil {
 				return

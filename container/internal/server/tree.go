@@ -48,7 +48,7 @@ func (s *Server) listTree(w http.ResponseWriter, r *http.Request) error {
 		return err
 	})
 	if err != nil {
-		s.Log.Info("list the home", "error", err)
+		s.Log.InfoContext(r.Context(), "list the home", "error", err)
 		end.Error = "sandboxd failed; its log says why"
 	}
 	raw, err := json.Marshal(end)

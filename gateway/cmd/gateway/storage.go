@@ -190,7 +190,7 @@ func probe(ctx context.Context, s store.Store, name string) error {
 func (s *storage) acquire(ctx context.Context, holder string) error {
 	const noticeable = 2 * time.Second
 	waiting := time.AfterFunc(noticeable, func() {
-		s.log.Info("waiting until no other gateway has the store", "store", s.name, "atMost", leaseTTL)
+		s.log.InfoContext(ctx, "waiting until no other gateway has the store", "store", s.name, "atMost", leaseTTL)
 	})
 	defer waiting.Stop()
 	// Apart from the store for all else, whose calls wait for one another.
@@ -215,10 +215,10 @@ func (s *storage) checkKey(ctx context.Context) error {
 		return fmt.Errorf("the store in %s: %w", s.name, err)
 	}
 	if report.Resealed > 0 {
-		s.log.Info("the records are sealed with the new SEALING_KEY", "keyId", s.keyring.KeyID(), "records", report.Resealed)
+		s.log.InfoContext(ctx, "the records are sealed with the new SEALING_KEY", "keyId", s.keyring.KeyID(), "records", report.Resealed)
 	}
 	for _, id := range report.Missing {
-		s.log.Warn("a former sealing key is not in SEALING_KEYS_FORMER; snapshots that are sealed with it cannot be restored", "keyId", id)
+		s.log.WarnContext(ctx, "a former sealing key is not in SEALING_KEYS_FORMER; snapshots that are sealed with it cannot be restored", "keyId", id)
 	}
 	return nil
 }
@@ -230,10 +230,10 @@ func (s *storage) sweep(ctx context.Context, bucket *store.S3) {
 	defer cancel()
 	n, err := bucket.Sweep(ctx, sweepAge)
 	if err != nil {
-		s.log.Warn("unfinished uploads could not be removed", "store", s.name, "error", err)
+		s.log.WarnContext(ctx, "unfinished uploads could not be removed", "store", s.name, "error", err)
 	}
 	if n > 0 {
-		s.log.Info("unfinished uploads were removed", "store", s.name, "uploads", n)
+		s.log.InfoContext(ctx, "unfinished uploads were removed", "store", s.name, "uploads", n)
 	}
 }
 
@@ -270,12 +270,12 @@ func (s *storage) close(ctx context.Context) {
 	defer cancel()
 	if s.lease != nil {
 		if err := s.lease.Release(ctx); err != nil {
-			s.log.Warn("the store could not be given up, so another installation that wants it has to wait", "store", s.name, "wait", leaseTTL, "error", err)
+			s.log.WarnContext(ctx, "the store could not be given up, so another installation that wants it has to wait", "store", s.name, "wait", leaseTTL, "error", err)
 		}
 	}
 	if s.inner != nil {
 		if err := s.inner.Close(); err != nil {
-			s.log.Warn("the store could not be closed", "store", s.name, "error", err)
+			s.log.WarnContext(ctx, "the store could not be closed", "store", s.name, "error", err)
 		}
 	}
 	if s.lock != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 
 	"github.com/agentpod/agentpod/gateway/internal/lifecycle"
 	"github.com/agentpod/agentpod/shared/metrics"
@@ -108,6 +109,9 @@ func newClient(host string) (*client.Client, error) {
 		client.WithTLSClientConfigFromEnv(),
 		at,
 		client.WithAPIVersionNegotiation(),
+		client.WithTraceOptions(otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string {
+			return "engine " + r.Method // and not the path, which has ids
+		})),
 		func(c *client.Client) error {
 			if t, ok := c.HTTPClient().Transport.(*http.Transport); ok {
 				t.MaxIdleConns, t.MaxIdleConnsPerHost = idleConns, idleConns

@@ -193,7 +193,7 @@ func (p *Page) signIn(w http.ResponseWriter, r *http.Request) {
 	}
 	sum := sha256.Sum256([]byte(strings.TrimSpace(values.Get("token"))))
 	if subtle.ConstantTimeCompare(sum[:], p.token[:]) != 1 {
-		p.Log.Info("a sign-in to the front page was refused", "from", r.RemoteAddr)
+		p.Log.InfoContext(r.Context(), "a sign-in to the front page was refused", "from", r.RemoteAddr)
 		p.render(w, http.StatusUnauthorized, "sign-in", signInView{Problem: "That is not this gateway's token."})
 		return
 	}
@@ -209,7 +209,7 @@ func (p *Page) signIn(w http.ResponseWriter, r *http.Request) {
 func (p *Page) signOut(w http.ResponseWriter, r *http.Request, s *session) error {
 	for _, id := range p.sessions.end(s) {
 		if err := p.UI.End(id, s.name); err != nil {
-			p.Log.Warn("a visit could not be ended at sign-out", "sandboxId", id, "error", err)
+			p.Log.WarnContext(r.Context(), "a visit could not be ended at sign-out", "sandboxId", id, "error", err)
 		}
 	}
 	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: "/", MaxAge: -1, Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})

@@ -56,7 +56,7 @@ func (a *API) message(c echo.Context) error {
 		defer h.Release()
 		life := timeline.Carry(h.Life, ctx)
 		turned := timeline.Begin(life, "turn")
-		result, err := a.turn(life, h, req, session) //nolint:contextcheck // the turn is not the request's
+		result, err := a.turn(life, h, req, session)
 		turned()
 		a.messages.Observe(time.Since(began).Seconds())
 		stored := timeline.Begin(life, "sync")
@@ -91,7 +91,7 @@ func checkMessage(req sandbox.MessageRequest) error {
 func (a *API) turn(life context.Context, h lifecycle.Handle, req sandbox.MessageRequest, session chan<- string) (turn.Result, error) {
 	ctx, cancel := context.WithCancelCause(life)
 	defer cancel(nil)
-	defer context.AfterFunc(a.turnsCtx, func() { cancel(context.Cause(a.turnsCtx)) })()
+	defer context.AfterFunc(a.turnsCtx, func() { cancel(context.Cause(a.turnsCtx)) })() //nolint:contextcheck // it ends with either
 	began := time.Now()
 	client := opencode.New(h.Transport, h.Link.OpenCodeURL, h.Password)
 	result, err := a.Turns.Run(ctx, client, turn.Request{

@@ -263,6 +263,6 @@ func workspaceEmpty(ctx context.Context, g *guest.Client) (bool, error) {
 func (m *Manager) emptyWorkspace(ctx context.Context, b *box, g *guest.Client) {
 	res, err := g.Run(ctx, guest.ExecRequest{Command: []string{"find", guest.Workspace, "-mindepth", "1", "-delete"}})
 	if err != nil || res.ExitCode != 0 {
-		m.log.Warn("what a failed clone left could not be removed", "sandboxId", b.id, "error", err, "exitCode", res.ExitCode)
+		m.log.WarnContext(ctx, "what a failed clone left could not be removed", "sandboxId", b.id, "error", err, "exitCode", res.ExitCode)
 	}
 }

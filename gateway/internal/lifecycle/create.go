@@ -171,9 +171,9 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 			m.forget(b)
 			return
 		}
-		m.log.Warn("create failed", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "error", err)
+		m.log.WarnContext(ctx, "create failed", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "error", err)
 		if undo := m.destroy(m.base, b); undo != nil { //nolint:contextcheck // what was made goes, whoever ended the create
-			m.log.Error("what a failed create made could not be removed yet", "sandboxId", p.id, "error", undo)
+			m.log.ErrorContext(ctx, "what a failed create made could not be removed yet", "sandboxId", p.id, "error", undo)
 		}
 	}()
 	if err := m.addRecord(ctx, b, rec); err != nil {
@@ -201,7 +201,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 		m.figures.claims[claimClaimed].Inc()
 	}
 	m.figures.created[source].Inc()
-	m.log.Info("created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "fromPool", pooled)
+	m.log.InfoContext(ctx, "created", "sandboxId", p.id, "userId", p.userID, "duration", time.Since(began), "fromPool", pooled)
 	m.notify(rec, sandbox.EventSandboxCreated, map[string]any{"filesWritten": written})
 	return written, nil
 }
@@ -352,7 +352,7 @@ func (m *Manager) importMirror(ctx context.Context, b *box, g *guest.Client) err
 	if err != nil {
 		return atStep(ctx, "mirror", err)
 	}
-	m.log.Info("restored from a mirror", "sandboxId", b.id, "files", files)
+	m.log.InfoContext(ctx, "restored from a mirror", "sandboxId", b.id, "files", files)
 	return nil
 }
 

@@ -64,7 +64,7 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 		// So that a restart goes on with it. A store that cannot be written must not
 		// keep anything from being deleted: that frees space.
 		if err := m.save(ctx, b, func(r *Record) { r.Phase = PhaseDeleting }); err != nil {
-			m.log.Warn("a delete could not be noted", "sandboxId", b.id, "error", err)
+			m.log.WarnContext(ctx, "a delete could not be noted", "sandboxId", b.id, "error", err)
 		}
 	}
 	b.stopPersisting()
@@ -88,7 +88,7 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	}
 	m.notices.Drop(b.id, rec.Incarnation)
 	if st != stateCreating {
-		m.log.Info("deleted", "sandboxId", b.id, "userId", rec.UserID)
+		m.log.InfoContext(ctx, "deleted", "sandboxId", b.id, "userId", rec.UserID)
 		m.notify(rec, sandbox.EventSandboxDeleted, nil)
 	}
 	m.forget(b)

@@ -44,7 +44,7 @@ func (m *Manager) settle(ctx context.Context, b *box, tier sandbox.Tier, force b
 	rec := b.rec
 	b.lastError = ""
 	b.mu.Unlock()
-	m.log.Info("put to sleep", "sandboxId", b.id, "tier", tier, "duration", time.Since(began))
+	m.log.InfoContext(ctx, "put to sleep", "sandboxId", b.id, "tier", tier, "duration", time.Since(began))
 	m.notify(rec, sandbox.EventSandboxHibernated, map[string]any{"tier": tier})
 	return nil
 }
@@ -156,7 +156,7 @@ func (m *Manager) quieten(ctx context.Context, b *box, was state) (*guest.Client
 		return g, nil
 	}
 	// It does not do what it is told. The container is the unit to kill.
-	m.log.Warn("a sandbox did not end its processes and is killed", "sandboxId", b.id, "error", err)
+	m.log.WarnContext(ctx, "a sandbox did not end its processes and is killed", "sandboxId", b.id, "error", err)
 	return m.bare(ctx, b, cont)
 }
 
@@ -182,7 +182,7 @@ func (m *Manager) commit(ctx context.Context, b *box, g *guest.Client) error {
 	exported.Go(func() {
 		if _, err := m.sync(exporting, b, rec, g, false); err != nil {
 			// The mirror is an export: the next sync makes up for it.
-			m.log.Warn("the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
+			m.log.WarnContext(ctx, "the mirror could not be brought up to date", "sandboxId", b.id, "error", err)
 		}
 	})
 	defer b.during(ctx, sandbox.StepSnapshot)()
@@ -226,7 +226,7 @@ func (m *Manager) backTo(ctx context.Context, b *box, was state) {
 		engineCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
 		defer cancel()
 		if err := m.runtime.Stop(engineCtx, cont.ID, 0); err != nil && !errors.Is(err, ErrNoContainer) {
-			m.log.Warn("a container could not be stopped again", "sandboxId", b.id, "error", err)
+			m.log.WarnContext(ctx, "a container could not be stopped again", "sandboxId", b.id, "error", err)
 		}
 	}
 	if was == stateFrozen && m.pause(ctx, cont) != nil {
@@ -250,7 +250,7 @@ func (m *Manager) archive(ctx context.Context, b *box) error {
 	b.cont, b.guest, b.attached = Container{}, nil, false
 	b.mu.Unlock()
 	if err := m.removeFromEngine(context.WithoutCancel(ctx), rec, b.id); err != nil {
-		m.log.Warn("what an archived sandbox had could not be removed yet", "sandboxId", b.id, "error", err)
+		m.log.WarnContext(ctx, "what an archived sandbox had could not be removed yet", "sandboxId", b.id, "error", err)
 	}
 	return nil
 }

@@ -240,11 +240,11 @@ func (m *Manager) shrink(b *box) {
 	b.mu.Unlock()
 	switch {
 	case err == nil:
-		m.log.Info("shrunk", "sandboxId", b.id, "duration", time.Since(began))
+		m.logOf(b).Info("shrunk", "duration", time.Since(began))
 	case sandbox.HasCode(err, sandbox.CodeUnsupported):
-		m.log.Debug("not shrunk", "sandboxId", b.id, "error", err)
+		m.logOf(b).Debug("not shrunk", "error", err)
 	case b.life.Err() == nil:
-		m.log.Warn("a frozen sandbox could not be shrunk", "sandboxId", b.id, "error", err)
+		m.logOf(b).Warn("a frozen sandbox could not be shrunk", "error", err)
 	}
 }
 
@@ -262,9 +262,9 @@ func (m *Manager) forgetIdle(b *box, limit time.Duration) {
 	if !idle {
 		return
 	}
-	m.log.Info("deleting a sandbox that was idle for too long", "sandboxId", b.id, "idle", limit)
+	m.logOf(b).Info("deleting a sandbox that was idle for too long", "idle", limit)
 	if err := m.destroy(m.base, b); err != nil {
-		m.log.Warn("an idle sandbox could not be deleted yet", "sandboxId", b.id, "error", err)
+		m.logOf(b).Warn("an idle sandbox could not be deleted yet", "error", err)
 	}
 }
 
@@ -344,7 +344,7 @@ func (m *Manager) disbelieve(b *box, now time.Time) {
 	b.mu.Lock()
 	awake, rec := now.Sub(b.lastRequest).Round(time.Second), b.rec
 	b.mu.Unlock()
-	m.log.Warn("a sandbox is not believed to be busy", "sandboxId", b.id, "awake", awake)
+	m.logOf(b).Warn("a sandbox is not believed to be busy", "awake", awake)
 	m.notify(rec, sandbox.EventSandboxError, map[string]any{
 		"reason": fmt.Sprintf("it has been busy for %s without a request to it, and is put to sleep (MAX_AWAKE)", awake),
 	})
@@ -360,11 +360,14 @@ func (m *Manager) descend(b *box, tier sandbox.Tier, force bool, decided time.Ti
 	}
 	defer release()
 	was := b.current()
-	m.refresh(b.life, b)
+	b.mu.Lock()
+	life := b.aboutLocked(b.life)
+	b.mu.Unlock()
+	m.refresh(life, b)
 	if b.current() != was {
 		return // it runs after all
 	}
-	err := m.settle(b.life, b, tier, force, decided)
+	err := m.settle(life, b, tier, force, decided)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -374,7 +377,7 @@ func (m *Manager) descend(b *box, tier sandbox.Tier, force bool, decided time.Ti
 	default:
 		b.lastError = reason(err)
 		b.descendAfter = time.Now().Add(m.backOffLocked(b))
-		m.log.Warn("a sandbox could not be put to sleep yet", "sandboxId", b.id, "tier", tier, "error", err)
+		m.log.Warn("a sandbox could not be put to sleep yet", "sandboxId", b.id, "userId", b.rec.UserID, "tier", tier, "error", err)
 	}
 }
 

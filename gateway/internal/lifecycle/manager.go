@@ -369,6 +369,13 @@ func (m *Manager) serially(ctx context.Context, b *box, outlive bool, fn func(ct
 	}
 }
 
+// logOf returns the log for work on a box that has no context of its own.
+func (m *Manager) logOf(b *box) *slog.Logger {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return m.log.With("sandboxId", b.id, "userId", b.rec.UserID)
+}
+
 // aboutLocked returns a context whose log lines tell of the box.
 func (b *box) aboutLocked(ctx context.Context) context.Context {
 	return timeline.About(ctx, "sandboxId", b.id, "userId", b.rec.UserID)

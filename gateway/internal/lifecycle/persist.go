@@ -107,10 +107,10 @@ func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.
 	}
 	b.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
-		m.log.Warn("the sandbox could not be stored", "sandboxId", b.id, "duration", time.Since(began), "error", err)
+		m.log.WarnContext(ctx, "the sandbox could not be stored", "sandboxId", b.id, "duration", time.Since(began), "error", err)
 		return
 	}
-	m.log.Debug("stored", "sandboxId", b.id, "duration", time.Since(began))
+	m.log.DebugContext(ctx, "stored", "sandboxId", b.id, "duration", time.Since(began))
 }
 
 // sync makes the mirror equal to the workspace, and tells of it if that was asked

@@ -188,12 +188,12 @@ func (p *pool) tend(ctx context.Context) time.Duration {
 		retry := min(p.set.Retry<<min(p.failures, 16), longestRetry)
 		p.failures++
 		p.notBefore = time.Now().Add(retry)
-		p.m.log.Warn("no sandbox could be made ready ahead; creates are slower meanwhile", "error", err, "failures", p.failures, "retryIn", retry)
+		p.m.log.WarnContext(ctx, "no sandbox could be made ready ahead; creates are slower meanwhile", "error", err, "failures", p.failures, "retryIn", retry)
 		return retry
 	}
 	p.failures, p.notBefore = 0, time.Time{}
 	p.ready = append(p.ready, mem)
-	p.m.log.Info("a sandbox is ready ahead", "containerId", mem.cont.ID, "duration", time.Since(began))
+	p.m.log.InfoContext(ctx, "a sandbox is ready ahead", "containerId", mem.cont.ID, "duration", time.Since(began))
 	return 0
 }
 
@@ -211,7 +211,7 @@ func (p *pool) cull(ctx context.Context) {
 		stale := err == nil && !current
 		aged := time.Since(mem.made) >= p.set.Age && len(all)-i > p.set.Size
 		if (gone || stale || aged) && p.withdraw(mem) {
-			p.m.log.Info("a sandbox that was ready ahead is replaced", "containerId", mem.cont.ID, "oldImage", stale, "gone", gone)
+			p.m.log.InfoContext(ctx, "a sandbox that was ready ahead is replaced", "containerId", mem.cont.ID, "oldImage", stale, "gone", gone)
 			p.discard(ctx, mem)
 		}
 	}
@@ -296,7 +296,7 @@ func (p *pool) discard(ctx context.Context, mem *member) {
 	defer p.release(mem)
 	p.m.links.Drop(mem.cont.Run())
 	if err := p.m.removeMember(ctx, mem); err != nil {
-		p.m.log.Warn("a sandbox that was ready ahead could not be removed yet", "name", mem.name, "error", err)
+		p.m.log.WarnContext(ctx, "a sandbox that was ready ahead could not be removed yet", "name", mem.name, "error", err)
 	}
 }
 
@@ -522,7 +522,7 @@ func (m *Manager) outfit(ctx context.Context, b *box, g *guest.Client, p plan) (
 // of a member's, of which nothing is left.
 func (m *Manager) replaceMember(ctx context.Context, b *box, mem *claimed, fault error) error {
 	m.figures.claims[claimFailed].Inc()
-	m.log.Warn("a sandbox that was ready ahead is of no use; another is booted", "sandboxId", b.id, "containerId", mem.cont.ID, "error", fault)
+	m.log.WarnContext(ctx, "a sandbox that was ready ahead is of no use; another is booted", "sandboxId", b.id, "containerId", mem.cont.ID, "error", fault)
 	rec := b.record()
 	b.mu.Lock()
 	b.cont, b.guest, b.attached = Container{}, nil, false

@@ -46,7 +46,7 @@ func (m *Manager) load(ctx context.Context) error {
 		}
 	}
 	for id, why := range listing.Unreadable {
-		m.log.Error("a record cannot be read", "sandboxId", id, "error", why)
+		m.log.ErrorContext(ctx, "a record cannot be read", "sandboxId", id, "error", why)
 		b := m.newBox(id)
 		b.unreadable = true
 		b.rec, b.lastError = Record{SandboxID: id}, "its record cannot be read: "+why.Error()
@@ -54,7 +54,7 @@ func (m *Manager) load(ctx context.Context) error {
 			return err
 		}
 	}
-	m.log.Info("records loaded", "sandboxes", len(listing.Stored), "unreadable", len(listing.Unreadable))
+	m.log.InfoContext(ctx, "records loaded", "sandboxes", len(listing.Stored), "unreadable", len(listing.Unreadable))
 	return nil
 }
 
@@ -121,7 +121,7 @@ func (m *Manager) observe(e Event) {
 		return
 	}
 	if e.Kind == EventOOM {
-		m.log.Warn("a process was killed for want of memory", "sandboxId", b.id)
+		m.logOf(b).Warn("a process was killed for want of memory")
 		return
 	}
 	m.work.Go(func() { m.verify(m.base, b) })
@@ -187,7 +187,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 	m.finishDeletes()
 	containers, err := m.runtime.List(ctx)
 	if err != nil {
-		m.log.Warn("reconcile: the engine did not list containers", "error", err)
+		m.log.WarnContext(ctx, "reconcile: the engine did not list containers", "error", err)
 		return
 	}
 	seen := map[string]bool{}
@@ -213,9 +213,9 @@ func (m *Manager) reconcileContainer(ctx context.Context, c Container) {
 	}
 	b := m.find(c.SandboxID)
 	if b == nil {
-		m.log.Warn("removing a container that has no record", "containerId", c.ID, "sandboxId", c.SandboxID)
+		m.log.WarnContext(ctx, "removing a container that has no record", "containerId", c.ID, "sandboxId", c.SandboxID)
 		if err := m.runtime.Remove(ctx, c.ID); err != nil {
-			m.log.Warn("an orphaned container could not be removed", "containerId", c.ID, "error", err)
+			m.log.WarnContext(ctx, "an orphaned container could not be removed", "containerId", c.ID, "error", err)
 		}
 		return
 	}
@@ -243,9 +243,9 @@ func (m *Manager) reconcileMember(ctx context.Context, c Container) {
 	if err != nil || now.SandboxID != c.SandboxID {
 		return
 	}
-	m.log.Info("removing a container that was to be ready ahead", "containerId", c.ID)
+	m.log.InfoContext(ctx, "removing a container that was to be ready ahead", "containerId", c.ID)
 	if err := m.runtime.Remove(ctx, c.ID); err != nil && !errors.Is(err, ErrNoContainer) {
-		m.log.Warn("a container could not be removed yet", "containerId", c.ID, "error", err)
+		m.log.WarnContext(ctx, "a container could not be removed yet", "containerId", c.ID, "error", err)
 	}
 }
 
@@ -260,10 +260,10 @@ func (m *Manager) reconcileMemberVolumes(ctx context.Context, volumes []string, 
 		if wanted[disk] {
 			continue // a create is taking it
 		}
-		m.log.Info("removing the volume of a container that was to be ready ahead", "volume", disk)
+		m.log.InfoContext(ctx, "removing the volume of a container that was to be ready ahead", "volume", disk)
 		for _, name := range []string{disk, mark} {
 			if err := m.runtime.RemoveVolume(ctx, name); err != nil && !errors.Is(err, ErrNoContainer) {
-				m.log.Warn("a volume could not be removed yet", "volume", name, "error", err)
+				m.log.WarnContext(ctx, "a volume could not be removed yet", "volume", name, "error", err)
 				break
 			}
 		}
@@ -281,9 +281,9 @@ func (m *Manager) removeLeftover(ctx context.Context, b *box, c Container) {
 	if b.current() != stateArchived {
 		return
 	}
-	m.log.Info("removing the container of an archived sandbox", "sandboxId", b.id, "containerId", c.ID)
+	m.log.InfoContext(ctx, "removing the container of an archived sandbox", "sandboxId", b.id, "containerId", c.ID)
 	if err := m.runtime.Remove(ctx, c.ID); err != nil && !errors.Is(err, ErrNoContainer) {
-		m.log.Warn("a container could not be removed yet", "sandboxId", b.id, "error", err)
+		m.log.WarnContext(ctx, "a container could not be removed yet", "sandboxId", b.id, "error", err)
 	}
 }
 
@@ -321,7 +321,7 @@ func (m *Manager) adoptHeld(ctx context.Context, b *box, containerID string) {
 	b.cont, b.guest, b.attached = cont, nil, false
 	b.restarts, b.restartsOf = unknown, cont.Run()
 	b.soilLocked() // who knows what it did before the gateway came
-	m.log.Info("adopted", "sandboxId", b.id, "containerId", containerID)
+	m.log.InfoContext(ctx, "adopted", "sandboxId", b.id, "containerId", containerID)
 }
 
 // finishDeletes removes what a delete, or a failed create, could not remove: it
@@ -339,7 +339,7 @@ func (m *Manager) finishDeletes() {
 		m.work.Go(func() {
 			defer release()
 			if err := m.destroy(m.base, b); err != nil {
-				m.log.Warn("a delete could not be finished yet", "sandboxId", b.id, "error", err)
+				m.logOf(b).Warn("a delete could not be finished yet", "error", err)
 			}
 		})
 	}
@@ -353,7 +353,7 @@ func (m *Manager) finishDeletes() {
 func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bool) {
 	volumes, err := m.runtime.Volumes(ctx)
 	if err != nil {
-		m.log.Warn("reconcile: the engine did not list volumes", "error", err)
+		m.log.WarnContext(ctx, "reconcile: the engine did not list volumes", "error", err)
 		return
 	}
 	wanted, keepAll := map[string]bool{}, false
@@ -390,9 +390,9 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 			m.warnOnce(v, "a volume has no record in the store and is kept; is it the right store? If it is, and nobody needs the volume, remove it: docker volume rm", "volume", v)
 			continue
 		}
-		m.log.Warn("removing a volume that has no record", "volume", v)
+		m.log.WarnContext(ctx, "removing a volume that has no record", "volume", v)
 		if err := m.runtime.RemoveVolume(ctx, v); err != nil && !errors.Is(err, ErrNoContainer) {
-			m.log.Warn("an orphaned volume could not be removed", "volume", v, "error", err)
+			m.log.WarnContext(ctx, "an orphaned volume could not be removed", "volume", v, "error", err)
 		}
 	}
 }
@@ -416,7 +416,7 @@ func (m *Manager) lose(ctx context.Context, b *box) {
 		return
 	}
 	if err := m.become(b, stateLost, false); err == nil {
-		m.log.Error("a workspace is lost: its volume was removed outside the gateway", "sandboxId", b.id)
+		m.log.ErrorContext(ctx, "a workspace is lost: its volume was removed outside the gateway", "sandboxId", b.id)
 		m.notify(rec, sandbox.EventSandboxError, map[string]any{"reason": "the workspace is lost"})
 	}
 }
@@ -429,7 +429,7 @@ func (m *Manager) regain(b *box) {
 	}
 	defer release()
 	if b.current() == stateLost && m.become(b, stateStopped, true) == nil {
-		m.log.Info("a workspace that was lost is there again", "sandboxId", b.id)
+		m.logOf(b).Info("a workspace that was lost is there again")
 	}
 }
 
@@ -460,7 +460,7 @@ func (m *Manager) saveActivity(ctx context.Context) {
 		b.mu.Unlock()
 		if changed {
 			if err := m.save(ctx, b, func(*Record) {}); err != nil {
-				m.log.Warn("the time of the last activity could not be written", "sandboxId", b.id, "error", err)
+				m.log.WarnContext(ctx, "the time of the last activity could not be written", "sandboxId", b.id, "error", err)
 				release()
 				return // the others would fail too, each after its deadline
 			}

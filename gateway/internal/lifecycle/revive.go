@@ -43,13 +43,13 @@ func (m *Manager) fallBack(ctx context.Context, b *box) error {
 		return err
 	}
 	if len(all) == 0 {
-		m.log.Error("a workspace is lost: its disk is gone, and it was never stored", "sandboxId", b.id)
+		m.log.ErrorContext(ctx, "a workspace is lost: its disk is gone, and it was never stored", "sandboxId", b.id)
 		if err := m.become(b, stateLost, false); err != nil {
 			return err
 		}
 		return lostError(rec.SandboxID, "")
 	}
-	m.log.Warn("a sandbox's disk is gone; its newest snapshot takes its place", "sandboxId", b.id, "snapshot", all[0].ID, "takenAt", all[0].CreatedAt)
+	m.log.WarnContext(ctx, "a sandbox's disk is gone; its newest snapshot takes its place", "sandboxId", b.id, "snapshot", all[0].ID, "takenAt", all[0].CreatedAt)
 	if rec.Tier != sandbox.TierStopped { // it may have held more
 		m.notify(rec, sandbox.EventSandboxError, map[string]any{
 			"reason": "its disk is gone; the snapshot of " + all[0].CreatedAt.UTC().Format(time.RFC3339) + " takes its place",
@@ -158,6 +158,6 @@ func (m *Manager) undoRevival(ctx context.Context, b *box, rec Record, volume st
 	m.links.Drop(run)
 	rec.Volume = volume
 	if err := m.removeFromEngine(context.WithoutCancel(ctx), rec, b.id); err != nil {
-		m.log.Warn("what a failed wake made could not be removed yet", "sandboxId", b.id, "error", err)
+		m.log.WarnContext(ctx, "what a failed wake made could not be removed yet", "sandboxId", b.id, "error", err)
 	}
 }

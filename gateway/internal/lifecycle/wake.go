@@ -274,11 +274,11 @@ func (m *Manager) up(ctx context.Context, b *box, want wish) (done outcome, err 
 	rec := b.rec
 	b.mu.Unlock()
 	if err != nil {
-		m.log.Warn("wake failed", "sandboxId", b.id, "tier", st.Tier(), "duration", time.Since(began), "error", err)
+		m.log.WarnContext(ctx, "wake failed", "sandboxId", b.id, "tier", st.Tier(), "duration", time.Since(began), "error", err)
 		return done, err
 	}
 	took := time.Since(began)
-	m.log.Info("woken", "sandboxId", b.id, "tier", st.Tier(), "duration", took)
+	m.log.InfoContext(ctx, "woken", "sandboxId", b.id, "tier", st.Tier(), "duration", took)
 	if st != stateRunning {
 		m.figures.woke(st.Tier(), took)
 		m.notify(rec, sandbox.EventSandboxWoken, map[string]any{
@@ -478,7 +478,7 @@ func (m *Manager) standDown(ctx context.Context, b *box, cont Container, why err
 	defer cancel()
 	if cont.ID != "" {
 		if err := m.runtime.Stop(ctx, cont.ID, 0); err != nil && !errors.Is(err, ErrNoContainer) {
-			m.log.Warn("the container of a failed wake could not be stopped", "sandboxId", b.id, "error", err)
+			m.log.WarnContext(ctx, "the container of a failed wake could not be stopped", "sandboxId", b.id, "error", err)
 		}
 	}
 	b.mu.Lock()
@@ -512,6 +512,6 @@ func (m *Manager) halt(b *box, run Run, event sandbox.Event, why error) {
 	if event == sandbox.EventSandboxStopped {
 		m.figures.deaths.Inc()
 	}
-	m.log.Warn("stopped", "sandboxId", b.id, "reason", why)
+	m.logOf(b).Warn("stopped", "reason", why)
 	m.notify(rec, event, map[string]any{"reason": reason(why)})
 }

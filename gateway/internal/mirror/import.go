@@ -137,7 +137,7 @@ func (m *Mirror) objects(ctx context.Context, ref snapshot.Ref) ([]object, error
 	})
 	if unfit.count > 0 {
 		m.settings.Log.WarnContext(ctx, "objects of a mirror are not imported, because their keys cannot be files",
-			"sandbox", ref.ID, "count", unfit.count, "first", unfit.first)
+			"sandboxId", ref.ID, "count", unfit.count, "first", unfit.first)
 	}
 	return all, nil
 }

@@ -148,7 +148,7 @@ func (m *Mirror) claim(ctx context.Context, ref snapshot.Ref) (*index, error) {
 		return at, m.writeIndex(ctx, ref, at)
 	case errors.Is(err, snapshot.ErrDamaged):
 		m.settings.Log.WarnContext(ctx, "the mirror's index is damaged, so everything is sent again, and what was sent before is nobody's",
-			"sandbox", ref.ID, "error", err)
+			"sandboxId", ref.ID, "error", err)
 		return at, nil
 	}
 	return at, err

@@ -69,7 +69,7 @@ func (m *Mirror) sync(ctx context.Context, ref snapshot.Ref, tree snapshot.Tree)
 	}
 	if s.unfit.count > 0 {
 		m.settings.Log.WarnContext(ctx, "files are not in the mirror, because the store cannot hold their names",
-			"sandbox", ref.ID, "count", s.unfit.count, "first", s.unfit.first)
+			"sandboxId", ref.ID, "count", s.unfit.count, "first", s.unfit.first)
 	}
 	result := p.result(listed.skipped + s.unfit.count - listed.unfit.count)
 	at.entries, at.result = p.next, result
@@ -261,7 +261,7 @@ func (s *syncing) remove(ctx context.Context, doomed []entry) error {
 					return fmt.Errorf("deleting %s: %w", key, err)
 				}
 				if info.ETag != e.etag {
-					m.settings.Log.InfoContext(inside, "an object of a mirror stays, because somebody else has replaced it", "sandbox", s.ref.ID, "path", e.path)
+					m.settings.Log.InfoContext(inside, "an object of a mirror stays, because somebody else has replaced it", "sandboxId", s.ref.ID, "path", e.path)
 					return nil
 				}
 			}

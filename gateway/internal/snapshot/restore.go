@@ -60,7 +60,7 @@ func (e *Engine) noteDamage(ctx context.Context, ref Ref, found error) {
 		err = e.writePointer(ctx, ref, p)
 	}
 	if err != nil {
-		e.settings.Log.WarnContext(ctx, "that a pack is damaged could not be noted", "sandbox", ref.ID, "pack", name, "error", err)
+		e.settings.Log.WarnContext(ctx, "that a pack is damaged could not be noted", "sandboxId", ref.ID, "pack", name, "error", err)
 	}
 }
 

@@ -126,7 +126,7 @@ func (e *Engine) base(ctx context.Context, ref Ref, at *pointer) (*manifest, err
 	}
 	m, err := e.readManifest(ctx, ref, at.Snapshots[0], false)
 	if errors.Is(err, ErrDamaged) {
-		e.settings.Log.WarnContext(ctx, "the newest snapshot is damaged, so the next one is made from nothing", "sandbox", ref.ID, "error", err)
+		e.settings.Log.WarnContext(ctx, "the newest snapshot is damaged, so the next one is made from nothing", "sandboxId", ref.ID, "error", err)
 		return &manifest{}, nil
 	}
 	return m, err

@@ -216,7 +216,7 @@ func (t *turn) abort(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, abortTimeout)
 	defer cancel()
 	if err := t.oc.Abort(ctx, t.result.SessionID); err != nil {
-		t.runner.log().WarnContext(ctx, "a turn past its deadline could not be aborted", "session", t.result.SessionID, "error", err)
+		t.runner.log().WarnContext(ctx, "a turn past its deadline could not be aborted", "sessionId", t.result.SessionID, "error", err)
 	}
 }
 

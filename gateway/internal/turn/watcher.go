@@ -36,7 +36,7 @@ type watcher struct {
 func newWatcher(r *Runner, oc *opencode.Client, root string) *watcher {
 	w := &watcher{
 		oc: oc, root: root, every: r.PollEvery, reply: opencode.ReplyOnce,
-		log: r.log().With("session", root), family: map[string]bool{},
+		log: r.log().With("sessionId", root), family: map[string]bool{},
 	}
 	if w.every <= 0 {
 		w.every = defaultPollEvery

@@ -173,10 +173,9 @@ var (
 const strangerTimeout = 10 * time.Second
 
 // ServeHTTP serves one request to a host that Serves.
-func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *Host) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	began := time.Now()
-	ctx, _, id := timeline.Receive(r)
-	r = r.WithContext(ctx)
+	r, _, id := timeline.Receive(req)
 	out := &recorder{ResponseWriter: w}
 	control := http.NewResponseController(w)
 	// A deadline of the request before must not outlive it on the connection, and
@@ -184,8 +183,8 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = control.SetWriteDeadline(time.Time{})
 	_ = control.SetReadDeadline(time.Now().Add(strangerTimeout))
 	out.Header().Set(timeline.RequestIDHeader, id)
-	defer func() { // a reply that breaks off panics on purpose
-		h.Log.DebugContext(ctx, "request", "method", r.Method, "host", r.Host, "path", r.URL.Path,
+	defer func() { //nolint:contextcheck // it is the request's; also of a reply that breaks off, which panics on purpose
+		h.Log.DebugContext(r.Context(), "request", "method", r.Method, "host", r.Host, "path", r.URL.Path,
 			"status", out.status, "duration", time.Since(began))
 	}()
 	err := h.serve(out, r, func() { _ = control.SetReadDeadline(time.Time{}) })

@@ -81,7 +81,7 @@ func (s *Sender) deliver(ctx context.Context, n *notice) error {
 		backoff.WithBackOff(waits),
 		backoff.WithMaxElapsedTime(s.settings.GiveUpAfter),
 		backoff.WithNotify(func(err error, wait time.Duration) {
-			s.log.Debug("webhook attempt failed", "event", n.event, "sandboxId", n.sandboxID, "error", err, "retryIn", wait)
+			s.log.DebugContext(ctx, "webhook attempt failed", "event", n.event, "sandboxId", n.sandboxID, "error", err, "retryIn", wait)
 		}),
 	)
 	if errors.Is(err, errGaveUp) && last != nil {

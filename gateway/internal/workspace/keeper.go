@@ -85,7 +85,7 @@ func (k *Keeper) Snapshot(ctx context.Context, ref lifecycle.Ref, g *guest.Clien
 			return err
 		}
 		if _, err := k.snapshots.Collect(ctx, refOf(ref)); err != nil && ctx.Err() == nil {
-			k.log.Warn("what no snapshot uses any more could not be removed yet", "sandboxId", ref.SandboxID, "error", err)
+			k.log.WarnContext(ctx, "what no snapshot uses any more could not be removed yet", "sandboxId", ref.SandboxID, "error", err)
 		}
 		return nil
 	})
@@ -94,7 +94,7 @@ func (k *Keeper) Snapshot(ctx context.Context, ref lifecycle.Ref, g *guest.Clien
 		return lifecycle.Snapshot{}, err
 	}
 	if taken.Sent > 0 {
-		k.log.Debug("snapshot taken", "sandboxId", ref.SandboxID, "snapshot", taken.ID, "files", taken.Files, "bytes", taken.Bytes, "sent", taken.Sent)
+		k.log.DebugContext(ctx, "snapshot taken", "sandboxId", ref.SandboxID, "snapshot", taken.ID, "files", taken.Files, "bytes", taken.Bytes, "sent", taken.Sent)
 	}
 	return described(taken), nil
 }

@@ -75,7 +75,7 @@ func (t *tree) List(ctx context.Context, fn func(snapshot.Entry) error) error {
 		return err
 	}
 	if end.Skipped > 0 {
-		t.log.Info("some of a sandbox's files cannot be kept", "skipped", end.Skipped, "reasons", end.Reasons)
+		t.log.InfoContext(ctx, "some of a sandbox's files cannot be kept", "skipped", end.Skipped, "reasons", end.Reasons)
 	}
 	return nil
 }

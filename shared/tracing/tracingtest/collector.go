@@ -99,14 +99,14 @@ func (c *Collector) Headers() []http.Header {
 
 // Trace returns the spans so far of one trace, the earliest first.
 func (c *Collector) Trace(id string) []Span {
+	return slices.DeleteFunc(c.All(), func(s Span) bool { return s.TraceID != id })
+}
+
+// All returns the spans so far, the earliest first.
+func (c *Collector) All() []Span {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var spans []Span
-	for _, s := range c.spans {
-		if s.TraceID == id {
-			spans = append(spans, s)
-		}
-	}
+	spans := slices.Clone(c.spans)
 	slices.SortStableFunc(spans, func(a, b Span) int { return a.Start.Compare(b.Start) })
 	return spans
 }
