@@ -32,6 +32,11 @@ const (
 	tracesProto = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 )
 
+// Variables are those of OpenTelemetry's that most set-ups need, to be passed on.
+func Variables() []string {
+	return []string{endpointEnv, "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
+}
+
 // Attributes of a resource, by OpenTelemetry's conventions.
 const (
 	serviceName    = "service.name"

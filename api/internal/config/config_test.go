@@ -13,6 +13,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/agentpod/agentpod/shared/environ/environtest"
+	"github.com/agentpod/agentpod/shared/tracing"
 )
 
 const token = "a-token-of-the-gateway"
@@ -186,5 +187,5 @@ func TestWhatComposeGivesIsReadAndNoSecretStandsThere(t *testing.T) {
 	if len(api.Environment) == 0 {
 		t.Fatal("compose.yaml gives the API no environment")
 	}
-	environtest.Passed[Config](t, api.Environment, api.Secrets)
+	environtest.Passed[Config](t, api.Environment, api.Secrets, tracing.Variables()...)
 }

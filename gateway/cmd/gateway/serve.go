@@ -121,6 +121,7 @@ func serveFrom(ctx context.Context, cfg config.Config, token string, kept *stora
 		return err
 	}
 	announce(cfg, log, listener.Addr())
+	go debug.FreeOSMemory() // reading the records made garbage as nothing does again
 	served := daemon.Server{
 		Listener: listener, Handler: http.Handler(api), Draining: api.Drain, DrainTimeout: cfg.DrainTimeout, Log: log,
 	}.Run(ctx)

@@ -11,6 +11,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/agentpod/agentpod/shared/environ/environtest"
+	"github.com/agentpod/agentpod/shared/tracing"
 )
 
 func TestTheDefaultsAreValid(t *testing.T) {
@@ -172,7 +173,7 @@ func TestWhatComposeGivesIsReadAndNoSecretStandsThere(t *testing.T) {
 	if len(gateway.Environment) == 0 {
 		t.Fatal("compose.yaml gives the gateway no environment")
 	}
-	var keys []string
+	keys := tracing.Variables()
 	for _, k := range ProviderKeys() {
 		keys = append(keys, k.Variable)
 	}
