@@ -253,7 +253,7 @@ func TestADoctorFindsAWorkingSetUpWellAndLeavesNothing(t *testing.T) {
 		report := wantWell(t, s)
 		for name, says := range map[string]string{
 			"engine": "API", "network": "this host is", "sandbox": "it reaches this host, too", "sealing key": "the first start makes one",
-			"port": "is free", "sandboxes' hosts": "*.sandbox.localhost", "webhooks": "off",
+			"port": "is free", "sandboxes' hosts": "*.sandbox.localhost", "webhooks": "off", "traces": "off",
 		} {
 			if got := detail(report, name); !strings.Contains(got, says) {
 				t.Errorf("%s: %s", name, got)
@@ -307,7 +307,7 @@ func TestADoctorFindsAWorkingSetUpWellAndLeavesNothing(t *testing.T) {
 	})
 	t.Run("in words", func(t *testing.T) {
 		code, stdout, stderr := newSetup(t).run(t, "doctor")
-		if code != 0 || stderr != "" || !strings.HasPrefix(stdout, "✔ configuration: ") || strings.Contains(stdout, "✗") || strings.Count(stdout, "\n") < 14 {
+		if code != 0 || stderr != "" || !strings.HasPrefix(stdout, "✔ configuration: ") || strings.Contains(stdout, "✗") || strings.Count(stdout, "\n") < 15 {
 			t.Errorf("exit %d: %s%s", code, stdout, stderr)
 		}
 		t.Log("\n" + stdout)
@@ -336,6 +336,16 @@ func TestADoctorNamesWhatIsBroken(t *testing.T) {
 				s.set("DOCKER_HOST=tcp://" + old.Listener.Addr().String())
 			},
 			"engine", "speaks API 1.24; at least 1.41 is needed: upgrade it", false, 0,
+		},
+		"a collector that is away": {
+			func(_ *testing.T, s *setup) { s.set("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1") },
+			"traces", "the collector of traces does not take them: start it, correct OTEL_EXPORTER_OTLP_ENDPOINT", false, 0,
+		},
+		"a protocol for traces that is not spoken": {
+			func(_ *testing.T, s *setup) {
+				s.set("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_PROTOCOL=grpc")
+			},
+			"traces", "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", true, 0,
 		},
 		"something that is no engine": {
 			func(t *testing.T, s *setup) {

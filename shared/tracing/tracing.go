@@ -61,16 +61,53 @@ func Start(ctx context.Context, env func(string) string, service, version string
 	if !wanted(env) {
 		return nil, nil //nolint:nilnil // a nil Tracing sends nothing
 	}
+	if err := supported(env); err != nil {
+		return nil, err
+	}
+	otel.SetErrorHandler(failures{log})
+	provider, err := newProvider(ctx, service, version)
+	if err != nil {
+		return nil, err
+	}
+	return &Tracing{provider, log}, nil
+}
+
+// Check sends one span and returns where they go, or why they do not.
+func Check(ctx context.Context, env func(string) string, service, version string) (string, error) {
+	if !wanted(env) {
+		return "off, as " + endpointEnv + " is not set", nil
+	}
+	if err := supported(env); err != nil {
+		return "", err
+	}
+	provider, err := newProvider(ctx, service, version, otlptracehttp.WithRetry(otlptracehttp.RetryConfig{}))
+	if err != nil {
+		return "", err
+	}
+	_, span := provider.Tracer(timeline.Scope).Start(ctx, "doctor", trace.WithNewRoot())
+	span.End()
+	err = provider.ForceFlush(ctx)
+	_ = provider.Shutdown(ctx) // nothing is left to be sent
+	if err != nil {
+		return "", fmt.Errorf("the collector of traces does not take them: start it, correct %s, or unset that to send none (%w)", endpointEnv, err)
+	}
+	return "the collector takes them", nil
+}
+
+func supported(env func(string) string) error {
 	if e := env(exporterEnv); e != "" && e != "otlp" {
-		return nil, fmt.Errorf("%s is %q, which is not supported; set it to otlp, such as %s=otlp, or to none", exporterEnv, e, exporterEnv)
+		return fmt.Errorf("%s is %q, which is not supported; set it to otlp, such as %s=otlp, or to none", exporterEnv, e, exporterEnv)
 	}
 	for _, name := range []string{tracesProto, protocolEnv} {
 		if p := env(name); p != "" && p != protocol {
-			return nil, fmt.Errorf("%s is %q, which is not supported; set %s=%s and the collector's port for it, which is mostly 4318", name, p, name, protocol)
+			return fmt.Errorf("%s is %q, which is not supported; set %s=%s and the collector's port for it, which is mostly 4318", name, p, name, protocol)
 		}
 	}
-	otel.SetErrorHandler(failures{log})
-	exporter, err := otlptracehttp.New(ctx)
+	return nil
+}
+
+func newProvider(ctx context.Context, service, version string, options ...otlptracehttp.Option) (*sdktrace.TracerProvider, error) {
+	exporter, err := otlptracehttp.New(ctx, options...)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to send traces: %w", err)
 	}
@@ -81,10 +118,7 @@ func Start(ctx context.Context, env func(string) string, service, version string
 		return nil, fmt.Errorf("describing the service for traces: %w", err)
 	}
 	relayed := resource.NewSchemaless(attribute.String(serviceName, "agentpod-sandboxd"), attribute.String(serviceVersion, version))
-	return &Tracing{sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(relabelled{exporter, relayed}),
-		sdktrace.WithResource(own),
-	), log}, nil
+	return sdktrace.NewTracerProvider(sdktrace.WithBatcher(relabelled{exporter, relayed}), sdktrace.WithResource(own)), nil
 }
 
 // failures tells of spans that could not be sent.

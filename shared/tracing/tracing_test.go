@@ -3,6 +3,7 @@ package tracing_test
 import (
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -80,4 +81,33 @@ func TestSpansArriveAtTheCollectorWithTheirService(t *testing.T) {
 		whole.Attributes["http.response.status_code"] != "502" || boot.Name != "boot" || boot.Parent != whole.SpanID || boot.TraceID != whole.TraceID {
 		t.Errorf("%+v", spans)
 	}
+}
+
+func TestACheckSendsASpanOrSaysWhyNot(t *testing.T) {
+	check := func(t *testing.T, env map[string]string) (string, error) {
+		t.Helper()
+		for name, value := range env {
+			t.Setenv(name, value)
+		}
+		return tracing.Check(t.Context(), func(name string) string { return env[name] }, "agentpod-test", "v1")
+	}
+	t.Run("off", func(t *testing.T) {
+		if said, err := check(t, nil); err != nil || !strings.HasPrefix(said, "off") {
+			t.Errorf("%q %v", said, err)
+		}
+	})
+	t.Run("taken", func(t *testing.T) {
+		collector := tracingtest.New(t)
+		if said, err := check(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL}); err != nil || len(collector.All()) != 1 {
+			t.Errorf("%q %v %v", said, err, collector.All())
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		server := httptest.NewServer(http.NotFoundHandler())
+		defer server.Close()
+		said, err := check(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": server.URL, "OTEL_EXPORTER_OTLP_HEADERS": "x-key=canary"})
+		if err == nil || !strings.Contains(err.Error(), "OTEL_EXPORTER_OTLP_ENDPOINT") || strings.Contains(err.Error(), "canary") {
+			t.Errorf("%q %v", said, err)
+		}
+	})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/agentpod/agentpod/shared/daemon"
 	"github.com/agentpod/agentpod/shared/doctor"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/tracing"
 )
 
 // checkTimeout bounds each check, askTimeout each question to a provider.
@@ -76,7 +77,9 @@ func (x *examination) checks() []doctor.Check {
 	if x.cfg.Cloudflare {
 		checks = append(checks, doctor.Check{Name: "worker", Do: x.worker})
 	}
-	return append(checks, doctor.Check{Name: "port", Do: x.port})
+	return append(checks, doctor.Check{Name: "port", Do: x.port}, doctor.Check{Name: "traces", Do: func(ctx context.Context) (string, error) {
+		return tracing.Check(ctx, os.Getenv, service, daemon.Version())
+	}})
 }
 
 func (x *examination) configuration(context.Context) (string, error) {

@@ -26,6 +26,9 @@ import (
 	"github.com/agentpod/agentpod/shared/tracing"
 )
 
+// service is the API's name in traces.
+const service = "agentpod-api"
+
 // serve serves until ctx ends.
 func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	return withStore(ctx, cfg, stderr, func(db *store.Store, log *slog.Logger) error {
@@ -33,7 +36,7 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		traces, err := tracing.Start(ctx, os.Getenv, "agentpod-api", daemon.Version(), log)
+		traces, err := tracing.Start(ctx, os.Getenv, service, daemon.Version(), log)
 		if err != nil {
 			return err
 		}

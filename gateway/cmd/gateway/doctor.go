@@ -30,6 +30,7 @@ import (
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 	"github.com/agentpod/agentpod/shared/seal"
+	"github.com/agentpod/agentpod/shared/tracing"
 )
 
 const (
@@ -112,6 +113,9 @@ func (x *examination) checks() []doctor.Check {
 		doctor.Check{Name: "port", Do: x.port},
 		doctor.Check{Name: "sandboxes' hosts", Do: x.domain},
 		doctor.Check{Name: "webhooks", Do: x.webhooks},
+		doctor.Check{Name: "traces", Do: func(ctx context.Context) (string, error) {
+			return tracing.Check(ctx, os.Getenv, service, daemon.Version())
+		}},
 	)
 }
 

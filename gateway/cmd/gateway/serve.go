@@ -34,6 +34,9 @@ import (
 	"github.com/agentpod/agentpod/shared/tracing"
 )
 
+// service is the gateway's name in traces.
+const service = "agentpod-gateway"
+
 // serve wires the parts together and serves until ctx ends.
 func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	log, err := daemon.NewLogger(stderr, cfg.LogLevel, cfg.LogFormat)
@@ -41,7 +44,7 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 		return err
 	}
 	defer profile(ctx, log)()
-	traces, err := tracing.Start(ctx, os.Getenv, "agentpod-gateway", daemon.Version(), log)
+	traces, err := tracing.Start(ctx, os.Getenv, service, daemon.Version(), log)
 	if err != nil {
 		return err
 	}
