@@ -172,6 +172,19 @@ func (e *Error) WithCause(cause error) *Error {
 	return &clone
 }
 
+// Redacted returns a copy that has been through redact, which takes secrets out of a
+// text. A cause that has any is dropped: the message says what can be said.
+func (e *Error) Redacted(redact func(string) string) *Error {
+	clone := *e
+	clone.Message = redact(e.Message)
+	if e.Cause != nil {
+		if words := e.Cause.Error(); redact(words) != words {
+			clone.Cause = nil
+		}
+	}
+	return &clone
+}
+
 // Error gives code, message and cause, for logs.
 func (e *Error) Error() string {
 	if e.Cause == nil {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/agentpod/agentpod/shared/redact"
 )
 
 // Repository is a git URL that was checked, with its credentials apart.
@@ -104,6 +106,17 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 	u.Scheme = scheme
 	repo.URL = u.String()
 	return repo, nil
+}
+
+// Redact takes the credentials out of what git said, and the server through it.
+func (r Repository) Redact(s string) string {
+	switch {
+	case r.Password != "":
+		return redact.Text(s, r.Password, r.Username+":"+r.Password)
+	case r.Username != "": // a token given so is as secret as a password
+		return redact.Text(s, r.Username, r.Username+":")
+	}
+	return s
 }
 
 // Name is the last element of the repository's path, without ".git".

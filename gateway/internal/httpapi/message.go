@@ -96,7 +96,7 @@ func (a *API) turn(h lifecycle.Handle, req sandbox.MessageRequest, session chan<
 	client := opencode.New(h.Transport, h.Link.OpenCodeURL, h.Password)
 	result, err := a.Turns.Run(ctx, client, turn.Request{
 		Message: req.Message, SessionID: req.SessionID, Model: req.Model, Agent: req.Agent,
-		Deadline: time.Duration(req.TimeoutMs) * time.Millisecond,
+		Deadline: time.Duration(req.TimeoutMs) * time.Millisecond, Secrets: a.Manager.Secrets(h.SandboxID),
 	}, func(id string) {
 		session <- id
 		if req.SessionID == "" {
