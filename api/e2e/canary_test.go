@@ -163,12 +163,14 @@ func (m *mine) search(t *testing.T, when string) {
 	}
 }
 
-// repeating is a backend that answers with the request that it was sent.
-func repeating(rw http.ResponseWriter, r *http.Request) {
-	// The fake has read the body; what it was is in the request's copy.
-	rw.Header().Set("Content-Type", "application/json")
-	rw.WriteHeader(http.StatusInternalServerError)
-	_ = json.NewEncoder(rw).Encode(object{"error": "what is " + r.Header.Get("Authorization")})
+// repeating is a worker's answer that has all that it was sent.
+func repeating(w *clienttest.Worker) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		asked := w.Requests()
+		rw.Header().Set("Content-Type", "application/json")
+		rw.WriteHeader(http.StatusInternalServerError)
+		_ = json.NewEncoder(rw).Encode(object{"error": "what is " + asked[len(asked)-1].Body + " of " + r.Header.Get("Authorization")})
+	}
 }
 
 func TestNoSecretGetsOut(t *testing.T) {
@@ -256,6 +258,16 @@ func TestNoSecretGetsOut(t *testing.T) {
 		var failed struct{ TaskID string }
 		_ = json.Unmarshal([]byte(raw), &failed)
 		m.must(t, c, http.MethodGet, taskPath+"/"+failed.TaskID+"/stream", nil, http.StatusOK)
+		// What a worker says of its provider the API has to look through by itself.
+		w.Break(http.MethodPost, "/message", 1, func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Content-Type", "application/json")
+			rw.WriteHeader(http.StatusInternalServerError)
+			_ = json.NewEncoder(rw).Encode(object{"error": "what is Bearer " + key})
+		})
+		status, raw := m.ask(t, c, http.MethodPost, taskPath, object{"message": "repeat my key", "provider": "cloudflare"}, nil)
+		if status != http.StatusBadGateway || !strings.Contains(raw, "what is Bearer ***") {
+			t.Errorf("the worker's words are missing: %d %s", status, raw)
+		}
 		m.search(t, "after a failing model")
 	})
 	t.Run("with the gateway away", func(t *testing.T) {
@@ -300,7 +312,6 @@ func (m *mine) refusals(t *testing.T, c *caller, w *clienttest.Worker) {
 	nobody := &caller{url: m.api.url()}
 	const signIn, signUp, configure = "/api/auth/sign-in/email", "/api/auth/sign-up/email", "/api/providers/openai/configure"
 	settings := "/api/users/" + c.userID + "/opencode/settings"
-	w.Break(http.MethodPost, "/sandbox", 1, repeating)
 	for name, r := range map[string]struct {
 		as           *caller
 		method, path string
@@ -332,10 +343,13 @@ func (m *mine) refusals(t *testing.T, c *caller, w *clienttest.Worker) {
 		"a git URL for later":                 {c, http.MethodPost, boxesPath, object{"name": "x", "autoStart": false, "githubUrl": "https://u:" + plain + "@host/x"}, nil},
 		"a clone from nowhere":                {c, http.MethodPost, taskPath, object{"message": "x", "gitUrl": "https://user:" + plain + "@127.0.0.1:9/x.git"}, nil},
 		"a clone with a token":                {c, http.MethodPost, taskPath, object{"message": "x", "gitUrl": "https://" + plain + "@127.0.0.1:9/x.git"}, nil},
-		"a worker that repeats its token":     {c, http.MethodPost, taskPath, object{"message": "x", "provider": "cloudflare", "gitUrl": "https://user:" + plain + "@127.0.0.1:9/x.git"}, nil},
+		"a worker that repeats its body":      {c, http.MethodPost, taskPath, object{"message": "x", "provider": "cloudflare", "gitUrl": "https://user:" + plain + "@127.0.0.1:9/x.git"}, nil},
 		"a message that is of the wrong kind": {c, http.MethodPost, taskPath, object{"message": []string{secret}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if strings.HasPrefix(name, "a worker that repeats") {
+				w.Break(http.MethodPost, "/sandbox", 1, repeating(w))
+			}
 			if status, raw := m.ask(t, r.as, r.method, r.path, r.body, r.header); status < 400 {
 				t.Errorf("it was taken: %d %s", status, raw)
 			}

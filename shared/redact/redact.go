@@ -19,7 +19,8 @@ const Mark = "***"
 const shortest = 8
 
 // Text returns s with the secrets taken out, as they are and as URLs, JSON and the
-// Basic scheme write them.
+// Basic scheme write them. Where one is left that was escaped more than once, nothing
+// is left of s.
 func Text(s string, secrets ...string) string {
 	var texts []string
 	for _, secret := range secrets {
@@ -35,7 +36,16 @@ func Text(s string, secrets ...string) string {
 	for _, text := range texts {
 		s = strings.ReplaceAll(s, text, Mark)
 	}
+	bare := unescaped(s)
+	if slices.ContainsFunc(secrets, func(secret string) bool { return secret != "" && strings.Contains(bare, unescaped(secret)) }) {
+		return Mark
+	}
 	return s
+}
+
+// unescaped is a text without what quotes in quotes add to it, however often.
+func unescaped(s string) string {
+	return strings.NewReplacer("u0026", "&", "u003c", "<", "u003e", ">").Replace(strings.ReplaceAll(s, `\`, ""))
 }
 
 // Secrets returns the values of a config, as POST /sandbox takes it, that are

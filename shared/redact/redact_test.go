@@ -2,8 +2,10 @@ package redact_test
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -29,6 +31,13 @@ func TestSecretsAreTakenOutHoweverTheyAreWritten(t *testing.T) {
 				t.Errorf("it says %q", got)
 			}
 		})
+	}
+	twice, err := json.Marshal(`{"error":"no hunter \"2\"\u0026/+ here"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := redact.Text(strconv.Quote(string(twice)), secret); got != "***" {
+		t.Errorf("of a quote in quotes it leaves %q", got)
 	}
 	if got := redact.Text("as it was"); got != "as it was" {
 		t.Errorf("it says %q", got)

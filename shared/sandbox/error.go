@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/redact"
 )
 
 // Code says what kind of thing went wrong, in stable snake_case. Callers
@@ -172,13 +174,13 @@ func (e *Error) WithCause(cause error) *Error {
 	return &clone
 }
 
-// Redacted returns a copy that has been through redact, which takes secrets out of a
-// text. A cause that has any is dropped: the message says what can be said.
-func (e *Error) Redacted(redact func(string) string) *Error {
+// Redacted returns a copy that repeats none of the secrets. A cause that has one is
+// dropped: the message says what can be said.
+func (e *Error) Redacted(secrets ...string) *Error {
 	clone := *e
-	clone.Message = redact(e.Message)
+	clone.Message = redact.Text(e.Message, secrets...)
 	if e.Cause != nil {
-		if words := e.Cause.Error(); redact(words) != words {
+		if words := e.Cause.Error(); redact.Text(words, secrets...) != words {
 			clone.Cause = nil
 		}
 	}

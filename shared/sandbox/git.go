@@ -108,16 +108,19 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 	return repo, nil
 }
 
-// Redact takes the credentials out of what git said, and the server through it.
-func (r Repository) Redact(s string) string {
+// Secrets are the credentials as they are sent.
+func (r Repository) Secrets() []string {
 	switch {
 	case r.Password != "":
-		return redact.Text(s, r.Password, r.Username+":"+r.Password)
+		return []string{r.Password, r.Username + ":" + r.Password}
 	case r.Username != "": // a token given so is as secret as a password
-		return redact.Text(s, r.Username, r.Username+":")
+		return []string{r.Username, r.Username + ":"}
 	}
-	return s
+	return nil
 }
+
+// Redact takes the credentials out of what git said, and the server through it.
+func (r Repository) Redact(s string) string { return redact.Text(s, r.Secrets()...) }
 
 // Name is the last element of the repository's path, without ".git".
 func (r Repository) Name() string {

@@ -260,9 +260,8 @@ func discreet(err error, config json.RawMessage, gitURL string) error {
 	if !ok {
 		return err
 	}
-	repo, _ := sandbox.ParseRepository(gitURL, "", sandbox.DefaultGitProtocols()) // nothing but "" is wrong here
-	secrets := redact.Secrets(config)
-	return e.Redacted(func(text string) string { return redact.Text(repo.Redact(text), secrets...) })
+	repo, _ := sandbox.ParseRepository(gitURL, "", sandbox.DefaultGitProtocols()) // it was checked; "" has no secrets
+	return e.Redacted(append(redact.Secrets(config), repo.Secrets()...)...)
 }
 
 // emptied is the config of a user who has removed the last of it: without one a

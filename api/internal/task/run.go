@@ -355,8 +355,7 @@ func (s *Service) discreet(ctx context.Context, j *job, e *sandbox.Error) *sandb
 		s.Log.Warn("a task's error is kept without its words: nobody can say which keys they must not repeat", "taskId", j.task.ID, "error", err)
 		return &sandbox.Error{Code: e.Code, Message: "the task failed; its session has the reason"}
 	}
-	secrets := redact.Secrets(config)
-	return e.Redacted(func(text string) string { return redact.Text(text, secrets...) })
+	return e.Redacted(redact.Secrets(config)...)
 }
 
 // finish ends the task, with its last events.

@@ -246,7 +246,7 @@ func (t *turn) explain(ctx, turnCtx context.Context, err error) error {
 	default:
 		e = upstreamError(err, t.watcher != nil)
 	}
-	clone := e.Redacted(t.discreet)
+	clone := e.Redacted(t.req.Secrets...)
 	clone.SessionID = t.result.SessionID
 	return clone
 }
