@@ -148,7 +148,7 @@ func (m *mine) search(t *testing.T, when string) {
 	m.cage.Absent(t, "what was answered "+when, []byte(m.out.String()))
 	m.mu.Unlock()
 	// These are where secrets belong.
-	m.cage.AbsentBelow(t, m.api.dir, "api.secret", "encryption.key", "admin.password")
+	m.cage.AbsentBelow(t, m.dir, "api.secret", "encryption.key", "admin.password")
 	m.cage.AbsentBelow(t, m.g.dir, "gateway.token", "sealing.key")
 	installation := readSecret(m.g.dir, "installation")
 	list, err := exec.CommandContext(t.Context(), "docker", "ps", "-aq", "--filter", "label=agentpod.installation="+installation).Output() //nolint:gosec // the test's own
