@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/redact"
 )
 
 // Code says what kind of thing went wrong, in stable snake_case. Callers
@@ -169,6 +171,19 @@ func Errorf(code Code, format string, args ...any) *Error {
 func (e *Error) WithCause(cause error) *Error {
 	clone := *e
 	clone.Cause = cause
+	return &clone
+}
+
+// Redacted returns a copy that repeats none of the secrets. A cause that has one is
+// dropped: the message says what can be said.
+func (e *Error) Redacted(secrets ...string) *Error {
+	clone := *e
+	clone.Message = redact.Text(e.Message, secrets...)
+	if e.Cause != nil {
+		if words := e.Cause.Error(); redact.Text(words, secrets...) != words {
+			clone.Cause = nil
+		}
+	}
 	return &clone
 }
 

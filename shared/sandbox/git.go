@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/agentpod/agentpod/shared/redact"
 )
 
 // Repository is a git URL that was checked, with its credentials apart.
@@ -105,6 +107,20 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 	repo.URL = u.String()
 	return repo, nil
 }
+
+// Secrets are the credentials as they are sent.
+func (r Repository) Secrets() []string {
+	switch {
+	case r.Password != "":
+		return []string{r.Password, r.Username + ":" + r.Password}
+	case r.Username != "": // a token given so is as secret as a password
+		return []string{r.Username, r.Username + ":"}
+	}
+	return nil
+}
+
+// Redact takes the credentials out of what git said, and the server through it.
+func (r Repository) Redact(s string) string { return redact.Text(s, r.Secrets()...) }
 
 // Name is the last element of the repository's path, without ".git".
 func (r Repository) Name() string {

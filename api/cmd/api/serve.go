@@ -94,7 +94,7 @@ func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Stor
 		Sandboxes: db.Sandboxes(), Visits: db.Visits(), Backends: providers, Config: credentials.Config, Log: log,
 	})
 	tasks := task.New(task.Settings{Timeout: cfg.TaskTimeout, Raising: cfg.TaskRaising, Concurrency: cfg.TaskConcurrency, TeamSize: cfg.TeamSize}, task.Deps{
-		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Raise: boxes.Raise, Log: log,
+		Tasks: db.Tasks(), Teams: db.Teams(), Sandboxes: db.Sandboxes(), Backends: providers, Raise: boxes.Raise, Config: credentials.Config, Log: log,
 	})
 	templates, err := task.NewLibrary(db.Templates(), time.Now)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/api/internal/task"
+	"github.com/agentpod/agentpod/shared/redact"
 	"github.com/agentpod/agentpod/shared/sandbox"
 	"github.com/agentpod/agentpod/shared/timeline"
 )
@@ -235,7 +236,7 @@ func (s *Service) Raise(ctx context.Context, row task.Sandbox, gitURL string) (t
 		_, err = backend.Wake(ctx, row.ID, req)
 	}
 	if err != nil {
-		return row, nil, provider.Told(err)
+		return row, nil, discreet(provider.Told(err), config, gitURL)
 	}
 	now := s.now()
 	c := task.SandboxChange{
@@ -252,6 +253,17 @@ func (s *Service) Raise(ctx context.Context, row task.Sandbox, gitURL string) (t
 		err = errors.Join(err, backend.Delete(ctx, id))
 	}
 	return row, backend, err
+}
+
+// discreet takes out of an error what a backend was given and none may repeat,
+// neither to a caller nor into the database: a git server may have repeated it.
+func discreet(err error, config json.RawMessage, gitURL string) error {
+	e, ok := errors.AsType[*sandbox.Error](err)
+	if !ok {
+		return err
+	}
+	repo, _ := sandbox.ParseRepository(gitURL, "", sandbox.DefaultGitProtocols()) // it was checked; "" has no secrets
+	return e.Redacted(append(redact.Secrets(config), repo.Secrets()...)...)
 }
 
 // emptied is the config of a user who has removed the last of it: without one a

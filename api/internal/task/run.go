@@ -11,6 +11,7 @@ import (
 
 	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/shared/opencode"
+	"github.com/agentpod/agentpod/shared/redact"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -295,9 +296,9 @@ func (s *Service) conclude(ctx context.Context, j *job, failure error) {
 	if j.result.Parts == nil {
 		j.result.Parts = []json.RawMessage{}
 	}
-	j.result.Err = explain(failure)
 	if failure != nil {
-		s.Log.InfoContext(ctx, "a task failed", "taskId", j.task.ID, "sandboxId", j.sandboxID(), "error", failure)
+		j.result.Err = s.discreet(ctx, j, explain(failure))
+		s.Log.InfoContext(ctx, "a task failed", "taskId", j.task.ID, "sandboxId", j.sandboxID(), "error", j.result.Err)
 		if j.task.NewSandbox && j.task.SessionID == "" && j.sandboxID() != "" && j.backend != nil {
 			s.discard(ctx, j.backend, j.task)
 			j.result.SandboxID = ""
@@ -339,6 +340,22 @@ func explain(err error) *sandbox.Error {
 		return e
 	}
 	return sandbox.Errorf(sandbox.CodeInternal, "something went wrong in the API; its log has the cause under the task's id").WithCause(err)
+}
+
+// discreet takes the user's keys out of an error: a provider may have repeated them,
+// and the database keeps it.
+func (s *Service) discreet(ctx context.Context, j *job, e *sandbox.Error) *sandbox.Error {
+	if s.Config == nil || e.Code == sandbox.CodeStoreAway { // which are the API's own words
+		return e
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	config, _, err := s.Config(ctx, j.task.UserID)
+	if err != nil {
+		s.Log.WarnContext(ctx, "a task's error is kept without its words: nobody can say which keys they must not repeat", "taskId", j.task.ID, "error", err)
+		return &sandbox.Error{Code: e.Code, Message: "the task failed; its session has the reason"}
+	}
+	return e.Redacted(redact.Secrets(config)...)
 }
 
 // finish ends the task, with its last events.

@@ -67,7 +67,10 @@ type Deps struct {
 	// Raise brings a sandbox up: it makes one that was never started, cloning
 	// gitURL if that is not empty, and wakes another.
 	Raise func(ctx context.Context, row Sandbox, gitURL string) (Sandbox, sandbox.Backend, error)
-	Log   *slog.Logger
+	// Config is what a user's sandboxes are given, which a task's error may not
+	// repeat the secrets of; nil for nothing.
+	Config func(ctx context.Context, userID string) (config json.RawMessage, hash string, err error)
+	Log    *slog.Logger
 }
 
 // Service runs tasks and teams. A task goes on whoever asked for it left; one

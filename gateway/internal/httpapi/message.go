@@ -96,7 +96,7 @@ func (a *API) turn(life context.Context, h lifecycle.Handle, req sandbox.Message
 	client := opencode.New(h.Transport, h.Link.OpenCodeURL, h.Password)
 	result, err := a.Turns.Run(ctx, client, turn.Request{
 		Message: req.Message, SessionID: req.SessionID, Model: req.Model, Agent: req.Agent,
-		Deadline: time.Duration(req.TimeoutMs) * time.Millisecond,
+		Deadline: time.Duration(req.TimeoutMs) * time.Millisecond, Secrets: a.Manager.Secrets(h.SandboxID),
 	}, func(id string) {
 		timeline.Note(ctx, "sessionId", id)
 		session <- id

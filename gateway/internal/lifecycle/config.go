@@ -9,6 +9,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/printable"
+	"github.com/agentpod/agentpod/shared/redact"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -201,6 +202,25 @@ func (c Config) Guest() (guest.Config, error) {
 		g.OpenCode = raw
 	}
 	return g, nil
+}
+
+// Secrets are the credentials that a sandbox works with: nothing that is said of it
+// may repeat them. None of a sandbox that is not there.
+func (m *Manager) Secrets(id string) []string {
+	b, err := m.existing(id)
+	if err != nil {
+		return nil
+	}
+	config, err := ParseConfig(b.record().Secrets.Config)
+	if err != nil {
+		return nil // so it was never given to the sandbox
+	}
+	config = config.Over(m.settings.Defaults)
+	raw, err := json.Marshal(map[string]any{"auth": config.Auth, "config": config.OpenCode})
+	if err != nil {
+		return nil // as above
+	}
+	return redact.Secrets(raw)
 }
 
 // keys are those of all that the config has rendered.

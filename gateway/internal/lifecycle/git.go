@@ -1,7 +1,6 @@
 package lifecycle
 
 import (
-	"net/url"
 	"strings"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -49,16 +48,5 @@ func (r Repository) Command(dir string, protocols []string) (argv []string, env 
 	return argv, env
 }
 
-// Redact takes the credentials out of what git said.
-func (r Repository) Redact(s string) string {
-	for _, secret := range []string{r.Password, url.QueryEscape(r.Password), url.PathEscape(r.Password)} {
-		if secret != "" {
-			s = strings.ReplaceAll(s, secret, "***")
-		}
-	}
-	// A token given as the user name alone is as secret as a password.
-	if r.Password == "" && r.Username != "" {
-		s = strings.ReplaceAll(s, r.Username, "***")
-	}
-	return s
-}
+// Redact is sandbox.Repository's.
+func (r Repository) Redact(s string) string { return sandbox.Repository(r).Redact(s) }

@@ -77,8 +77,8 @@ func TestCredentialsAreNotInTheCommandAndAreRedacted(t *testing.T) {
 	if env["GIT_CONFIG_KEY_0"] != "credential.https://example.test.helper" || env["AGENTPOD_GIT_PASSWORD"] != "hunter 2" {
 		t.Errorf("env = %v", env)
 	}
-	for _, said := range []string{"bad hunter 2", "bad hunter%202", "bad hunter+2"} {
-		if got := repo.Redact(said); strings.Contains(got, "hunter") {
+	for _, said := range []string{"bad hunter 2", "bad hunter%202", "bad hunter+2", "bad Basic dXNlcjpodW50ZXIgMg=="} {
+		if got := repo.Redact(said); strings.Contains(got, "hunter") || strings.Contains(got, "dXNlcjpodW50ZXIgMg") {
 			t.Errorf("%q stays %q", said, got)
 		}
 	}

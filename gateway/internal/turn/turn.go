@@ -15,6 +15,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/opencode"
 	"github.com/agentpod/agentpod/shared/printable"
+	"github.com/agentpod/agentpod/shared/redact"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -59,6 +60,8 @@ type Request struct {
 	Model     *sandbox.Model
 	Agent     string
 	Deadline  time.Duration
+	// Secrets are what no error may repeat: a provider can have repeated them.
+	Secrets []string
 }
 
 // Result is a turn that ended by itself. Parts are OpenCode's, byte for byte,
@@ -107,6 +110,10 @@ func (r *Runner) Run(ctx context.Context, oc *opencode.Client, req Request, onSe
 	if err != nil {
 		return t.result, t.explain(ctx, turnCtx, err)
 	}
+	t.result.ErrText = t.discreet(t.result.ErrText)
+	if t.result.Err != nil {
+		t.result.Err.Message = t.discreet(t.result.Err.Message)
+	}
 	return t.result, nil
 }
 
@@ -119,6 +126,9 @@ type turn struct {
 	result   Result
 	watcher  *watcher
 }
+
+// discreet takes out of a text what the request calls secret.
+func (t *turn) discreet(text string) string { return redact.Text(text, t.req.Secrets...) }
 
 // open checks everything that OpenCode does not check, and finds or makes the
 // session. An unknown model must be caught here: OpenCode would store it, and
@@ -236,9 +246,9 @@ func (t *turn) explain(ctx, turnCtx context.Context, err error) error {
 	default:
 		e = upstreamError(err, t.watcher != nil)
 	}
-	clone := *e
+	clone := e.Redacted(t.req.Secrets...)
 	clone.SessionID = t.result.SessionID
-	return &clone
+	return clone
 }
 
 func (t *turn) deadlineError() *sandbox.Error {
