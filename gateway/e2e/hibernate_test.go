@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -173,6 +174,49 @@ func TestAWorkspaceOutlivesItsHost(t *testing.T) {
 	}
 	if out := g.exec(t, "moved", "git", "log", "--oneline"); out == "" {
 		t.Error("the git history is gone")
+	}
+}
+
+// As docs/operations.md has it: archive, stop, copy the data folder, start on the copy.
+func TestABackupIsRestoredIntoAnotherDataFolder(t *testing.T) {
+	restored, backup := t.TempDir(), filepath.Join(t.TempDir(), "backup.tar")
+	g := start(t)
+	g.create(t, "kept", object{"gitUrl": g.git.URL(), "config": object{"agents_md": "be brief"}})
+	session, _ := g.message(t, "kept", "write here.txt: here", http.StatusOK)["sessionId"].(string)
+	want := g.fingerprint(t, "kept")
+	g.hibernate(t, "kept", "archived")
+	if left := g.engine("container") + g.engine("volume"); left != "" {
+		t.Fatalf("the engine has %q, which no backup of the data folder has", left)
+	}
+	if err := g.stop(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	first := g.dir
+	for _, args := range [][]string{{"-C", first, "-cf", backup, "."}, {"-C", restored, "-xf", backup}} {
+		if out, err := exec.CommandContext(t.Context(), "tar", args...).CombinedOutput(); err != nil { //nolint:gosec // the test's own folders
+			t.Fatalf("tar %v: %v\n%s", args, err, out)
+		}
+	}
+	if err := os.RemoveAll(first); err != nil {
+		t.Fatal(err)
+	}
+	g.dir = restored
+	if err := g.run(); err != nil {
+		t.Fatal(err)
+	}
+	if status := g.call(t, http.MethodGet, "/sandbox/kept", nil, http.StatusOK); status["tier"] != "archived" {
+		t.Errorf("after the restore it is %v", status)
+	}
+	g.call(t, http.MethodPost, "/sandbox/kept/wake", nil, http.StatusOK)
+	if diff := cmp.Diff(want, g.fingerprint(t, "kept")); diff != "" {
+		t.Errorf("the workspace (-want +got):\n%s", diff)
+	}
+	got := g.call(t, http.MethodPost, "/sandbox/kept/message", object{"message": "run cat here.txt", "sessionId": session}, http.StatusOK)
+	if text, _ := got["response"].(string); !strings.Contains(text, "here") || got["sessionId"] != session {
+		t.Errorf("got %v", got)
+	}
+	if log := g.history(t, "kept", session); !strings.Contains(log, "write here.txt: here") {
+		t.Errorf("the history is %s", log)
 	}
 }
 

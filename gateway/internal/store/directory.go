@@ -25,7 +25,8 @@ type Directory struct {
 	names sync.RWMutex // makes what happens to names one step
 	stamp stamper
 	disk  *syncer
-	guest bool // of VisitDirectory, which made tempFolder
+	temp  string // the folder of what is being written
+	guest bool   // of VisitDirectory, which made temp
 }
 
 var _ Store = (*Directory)(nil)
@@ -50,11 +51,11 @@ func OpenDirectory(name string) (*Directory, error) {
 		_ = root.Close()
 		return nil, fmt.Errorf("emptying %s in the store's directory %s; let this user write there: %w", tempFolder, name, err)
 	}
-	return newDirectory(root), nil
+	return newDirectory(root, tempFolder), nil
 }
 
-func newDirectory(root *os.Root) *Directory {
-	return &Directory{root: root, disk: newSyncer(func(folder string) error { return syncFolder(root, folder) })}
+func newDirectory(root *os.Root, temp string) *Directory {
+	return &Directory{root: root, temp: temp, disk: newSyncer(func(folder string) error { return syncFolder(root, folder) })}
 }
 
 // openFolder opens the store's directory, making it if it is not there.
@@ -70,20 +71,20 @@ func openFolder(name string) (*os.Root, error) {
 }
 
 // VisitDirectory opens the store in a directory that another process may be using,
-// to look at what is there and for Probe, and for nothing else. Close leaves it as
+// or may begin to use, to look at what
+// is there and for Probe, and for nothing else. Close leaves it as
 // it was, but for the directory itself, which is made if it is not there.
 func VisitDirectory(name string) (*Directory, error) {
 	root, err := openFolder(name)
 	if err != nil {
 		return nil, err
 	}
-	d := newDirectory(root)
-	switch err := root.Mkdir(tempFolder, folderMode); {
-	case err == nil:
-		d.guest = true
-	case !errors.Is(err, fs.ErrExist):
+	// Not tempFolder, which a process that starts meanwhile empties, and then relies on.
+	d := newDirectory(root, visitPrefix+randomName())
+	d.guest = true
+	if err := root.Mkdir(d.temp, folderMode); err != nil {
 		_ = root.Close()
-		return nil, fmt.Errorf("making %s in the store's directory %s; let this user write there: %w", tempFolder, name, err)
+		return nil, fmt.Errorf("making %s in the store's directory %s; let this user write there: %w", d.temp, name, err)
 	}
 	return d, nil
 }
@@ -91,7 +92,7 @@ func VisitDirectory(name string) (*Directory, error) {
 // Close gives the directory up. Open readers stay usable.
 func (d *Directory) Close() error {
 	if d.guest {
-		_ = d.root.Remove(tempFolder) // somebody may use it by now
+		_ = d.root.RemoveAll(d.temp)
 	}
 	return d.root.Close()
 }

@@ -68,7 +68,7 @@ func (d *Directory) DeletePrefix(ctx context.Context, prefix string) error {
 		return err
 	}
 	folder := folderOf(prefix)
-	aside := path.Join(tempFolder, randomName())
+	aside := path.Join(d.temp, randomName())
 	touched, err := d.moveAside(folder, aside)
 	if err != nil {
 		return failed("deleting", prefix, err)

@@ -24,7 +24,7 @@ func (d *Directory) Put(ctx context.Context, key string, body io.Reader, size in
 			return Info{}, err
 		}
 	}
-	temp := path.Join(tempFolder, randomName())
+	temp := path.Join(d.temp, randomName())
 	info, err := d.writeTemp(newSource(ctx, body, size), temp, key, opts)
 	if err == nil {
 		err = d.publish(p, temp, info, opts)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
@@ -201,6 +202,50 @@ func TestDirectorySaysWhenTheDiskFails(t *testing.T) {
 	}
 	if err := d.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), root) {
 		t.Errorf("probing: %v", err)
+	}
+}
+
+func TestAVisitAndAStartDoNotDisturbEachOther(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	guest, err := store.VisitDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The process starts between two writes of the visitor, and in the midst of one.
+	owner := openDirectory(t, dir)
+	body := readerFunc(func(p []byte) (int, error) {
+		owner = openDirectory(t, dir)
+		return copy(p, "seen"), io.EOF
+	})
+	if _, err := guest.Put(t.Context(), "probe/x", body, -1, store.PutOptions{}); err != nil {
+		t.Errorf("the visitor's write fails: %v", err)
+	}
+	if err := errors.Join(guest.Delete(t.Context(), "probe/x"), guest.Probe(t.Context()), guest.Close()); err != nil {
+		t.Error(err)
+	}
+	storetest.MustPut(t, owner, "a/x", []byte("after the visit"), store.PutOptions{})
+}
+
+func TestProbesOfTwoProcessesDoNotDisturbEachOther(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	owner := openDirectory(t, dir)
+	guest, err := store.VisitDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var both errgroup.Group
+	for _, one := range []*store.Directory{owner, guest} {
+		both.Go(func() error {
+			for range 50 {
+				if err := one.Probe(t.Context()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := errors.Join(both.Wait(), guest.Close()); err != nil {
+		t.Error(err)
 	}
 }
 

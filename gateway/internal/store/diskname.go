@@ -13,14 +13,16 @@ import (
 //	X%meta  is the content type and metadata of the object X
 //	X%~     is a folder that holds the rest of an element too long for one name
 //	%tmp    holds what is being written; it is emptied when the store is opened
+//	%visit-…  holds what a visitor's probe is writing; it goes with the visitor
 //
 // Names with any other '%', symlinks, sockets and the like are not ours: they
 // are neither listed nor followed.
 const (
-	fileSuffix = "%file"
-	metaSuffix = "%meta"
-	moreSuffix = "%~"
-	tempFolder = "%tmp"
+	fileSuffix  = "%file"
+	metaSuffix  = "%meta"
+	moreSuffix  = "%~"
+	tempFolder  = "%tmp"
+	visitPrefix = "%visit-"
 	// chunkLimit is how long a name gets before a suffix; file systems have 255.
 	chunkLimit = 240
 )

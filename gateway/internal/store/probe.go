@@ -8,12 +8,10 @@ import (
 	"strings"
 )
 
-// probeFolder is where Probe puts its objects, which it deletes again.
-const probeFolder = "probe/"
-
-// probe is Probe's work, for any store.
+// probe is Probe's work, for any store. What it puts is in a folder of its own, which
+// goes with it: nobody else who probes at the same time can take it away.
 func probe(ctx context.Context, s Store) error {
-	key := probeFolder + randomName()
+	key := "probe-" + randomName() + "/object"
 	err := probeAt(ctx, s, key)
 	if gone := s.Delete(ctx, key); err == nil && gone != nil {
 		return fmt.Errorf("deleting a small object: %w", gone)
@@ -56,7 +54,7 @@ func probeAt(ctx context.Context, s Store, key string) error {
 }
 
 func probeList(ctx context.Context, s Store, key string) error {
-	for info, err := range s.List(ctx, probeFolder) {
+	for info, err := range s.List(ctx, strings.TrimSuffix(key, "object")) {
 		if err != nil {
 			return fmt.Errorf("listing a small object: %w", err)
 		}

@@ -60,7 +60,7 @@ type draft struct {
 // with names held, or without if commit is to look whether it still fits.
 func (d *Directory) draftMeta(p place, stat fs.FileInfo, info Info, fresh attributes) (draft, error) {
 	kept := sidecar{info.ETag: fresh}
-	made := draft{temp: path.Join(tempFolder, randomName())}
+	made := draft{temp: path.Join(d.temp, randomName())}
 	if stat != nil {
 		made.old = infoOf(info.Key, stat).ETag
 		before, err := d.readMeta(p)
