@@ -264,3 +264,36 @@ func TestAStoppedAPIGivesUpItsTasks(t *testing.T) {
 	}
 	c.check(t, g, id, words(20))
 }
+
+func TestWhoWaitsForATaskIsToldThatTheAPIStops(t *testing.T) {
+	t.Parallel()
+	g := sharedGateway.get(t)
+	a := newAPI(t, g, "DRAIN_TIMEOUT=500ms")
+	user := a.user(t)
+	type answer struct {
+		status int
+		body   struct{ Code, Error string }
+		err    error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		var got answer
+		got.status, got.err = user.send(t.Context(), http.MethodPost, "/api/v2/agents/task", object{"message": "chunks 40 200ms"}, &got.body)
+		answered <- got
+	}()
+	var tasks struct{ Tasks []task }
+	eventually(t, "the task is at work", time.Minute, func() bool {
+		user.must(t, http.MethodGet, "/api/v2/agents/tasks", nil, http.StatusOK, &tasks)
+		return len(tasks.Tasks) == 1 && tasks.Tasks[0].SessionID != ""
+	})
+	if err := a.Stop(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answered; got.status != http.StatusServiceUnavailable || got.body.Code != "shutting_down" {
+		t.Errorf("%+v", got)
+	}
+	if err := a.up(); err != nil {
+		t.Fatal(err)
+	}
+	user.check(t, g, tasks.Tasks[0].ID, words(40))
+}

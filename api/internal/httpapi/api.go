@@ -338,8 +338,11 @@ var errOrigin = &authError{status: http.StatusForbidden, Code: "INVALID_ORIGIN",
 func (a *API) fail(err error, c echo.Context) {
 	r, h := c.Request(), c.Response().Header()
 	if r.Context().Err() != nil {
-		a.Log.DebugContext(r.Context(), "the caller left", "error", err)
-		return
+		if !a.streams.isDraining() {
+			a.Log.DebugContext(r.Context(), "the caller left", "error", err)
+			return
+		}
+		err = errDraining() // the drain cut the request, not its caller
 	}
 	var (
 		status int

@@ -28,6 +28,9 @@ const (
 // an empty body is an empty object.
 func decode(c echo.Context, into any) error { return decodeUpTo(c, into, maxBody) }
 
+// bodyRead marks a request of whose body nothing is still to come.
+const bodyRead = "bodyRead"
+
 // decodeUpTo is decode with a bound of its own, in bytes.
 func decodeUpTo(c echo.Context, into any, limit int64) error {
 	control := http.NewResponseController(c.Response())
@@ -40,6 +43,7 @@ func decodeUpTo(c echo.Context, into any, limit int64) error {
 	if err != nil {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body could not be read").WithCause(err)
 	}
+	c.Set(bodyRead, true)
 	text := strings.TrimSpace(string(raw))
 	if text == "" {
 		return nil

@@ -216,7 +216,7 @@ func recheck(ctx context.Context, who caller, h held) (lost, err error) {
 // ended is what a handler returns whose context from hold has ended. With a
 // body that may still be coming, or half an answer, the connection is cut.
 func ended(ctx context.Context, c echo.Context) error {
-	if c.Response().Committed || c.Request().ContentLength != 0 {
+	if c.Response().Committed || c.Request().ContentLength != 0 && c.Get(bodyRead) == nil {
 		panic(http.ErrAbortHandler)
 	}
 	c.Response().Header().Set("Connection", "close") // its deadlines are set
