@@ -118,6 +118,9 @@ func TestAMessageIsFollowedThroughThreeProcesses(t *testing.T) {
 			says     map[string]string // of one line
 		}{
 			{"the API", a.Log(), map[string]string{"userId": user.userID, "traceId": traceID, "msg": "request"}},
+			{"the API", a.Log(), map[string]string{
+				"taskId": told.TaskID, "sandboxId": told.SandboxID, "sessionId": told.SessionID, "userId": user.userID, "provider": "docker", "msg": "a task ended",
+			}},
 			{"the gateway", g.Log(), map[string]string{
 				"sandboxId": told.SandboxID, "sessionId": told.SessionID, "userId": user.userID, "traceId": traceID, "msg": "turn ended",
 			}},

@@ -315,6 +315,7 @@ func (s *Service) conclude(ctx context.Context, j *job, failure error) {
 				ended = Failed
 			}
 			s.figures.ended[string(ended)].Inc()
+			s.Log.InfoContext(ctx, "a task ended", "taskId", j.task.ID, "sandboxId", j.result.SandboxID, "status", ended, "duration", time.Since(j.task.CreatedAt))
 			s.bells.ring(j.task.ID)
 			return
 		case errors.Is(err, ErrLeaseLost): // or it is ended already
