@@ -29,7 +29,7 @@ var w3c propagation.TraceContext //nolint:gochecknoglobals // a constant
 // the context that has the timeline.
 func Receive(r *http.Request) (_ *http.Request, t *Timeline, id string) {
 	id = r.Header.Get(RequestIDHeader)
-	if !requestID.MatchString(id) {
+	if id == "" || !requestID.MatchString(id) {
 		id = uuid.NewString()
 	}
 	ctx, t := New(r.Context())
@@ -41,11 +41,8 @@ func Receive(r *http.Request) (_ *http.Request, t *Timeline, id string) {
 }
 
 // Serve begins the span of a request that was received, which done ends. The route
-// is a pattern, never a path. Without a tracer there is no span.
+// is a pattern, never a path.
 func Serve(ctx context.Context, tracer trace.Tracer, method string) (_ context.Context, done func(route string, status int)) {
-	if tracer == nil {
-		return ctx, func(string, int) {}
-	}
 	ctx, span := tracer.Start(ctx, method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attribute.String("http.request.method", method)))
 	return ctx, func(route string, status int) {
 		if span.IsRecording() {

@@ -27,6 +27,7 @@ type Timeline struct {
 	mu     sync.Mutex
 	stages []Stage
 	notes  []slog.Attr
+	first  [firstNotes]slog.Attr // where notes begins, so that most requests need no more
 }
 
 // Stage is a part of a request's time. Stages may overlap, and one name may come up
@@ -42,6 +43,8 @@ type Stage struct {
 const (
 	maxStages = 64
 	maxNotes  = 16
+	// firstNotes is how many most requests have.
+	firstNotes = 4
 )
 
 type key struct{}
@@ -107,16 +110,20 @@ func (t *Timeline) note(keyvals []string) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for pair := range slices.Chunk(keyvals, 2) {
-		if len(pair) < 2 || pair[1] == "" {
+	if t.notes == nil {
+		t.notes = t.first[:0]
+	}
+	for ; len(keyvals) >= 2; keyvals = keyvals[2:] {
+		name, value := keyvals[0], keyvals[1]
+		if value == "" {
 			continue
 		}
-		at := slices.IndexFunc(t.notes, func(a slog.Attr) bool { return a.Key == pair[0] })
+		at := slices.IndexFunc(t.notes, func(a slog.Attr) bool { return a.Key == name })
 		switch {
 		case at >= 0:
-			t.notes[at].Value = slog.StringValue(pair[1])
+			t.notes[at].Value = slog.StringValue(value)
 		case len(t.notes) < maxNotes:
-			t.notes = append(t.notes, slog.String(pair[0], pair[1]))
+			t.notes = append(t.notes, slog.String(name, value))
 		}
 	}
 }

@@ -197,9 +197,11 @@ func (a *API) border(next echo.HandlerFunc) echo.HandlerFunc {
 		if err != nil {
 			h.Set("Connection", "close")
 		} else {
-			spanCtx, done := timeline.Serve(ctx, a.tracerOf(r), r.Method)
-			c.SetRequest(r.WithContext(spanCtx))
-			defer func() { done(c.Path(), c.Response().Status) }()
+			if tracer := a.tracerOf(r); tracer != nil {
+				spanCtx, done := timeline.Serve(ctx, tracer, r.Method)
+				c.SetRequest(r.WithContext(spanCtx))
+				defer func() { done(c.Path(), c.Response().Status) }()
+			}
 			err = next(c)
 		}
 		if err != nil {
