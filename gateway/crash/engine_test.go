@@ -144,6 +144,9 @@ func (e *engine) Create(_ context.Context, spec lifecycle.Spec) (lifecycle.Conta
 			return lifecycle.Container{}, sandbox.Errorf(sandbox.CodeNameTaken, "%s has a container already", spec.SandboxID)
 		}
 	}
+	if _, err := os.Stat(filepath.Join(e.dir, "volumes", spec.Volume)); spec.Kept && err != nil {
+		return lifecycle.Container{}, lifecycle.ErrNoVolume
+	}
 	e.serial++
 	id := "c" + strconv.Itoa(e.serial)
 	c := &container{

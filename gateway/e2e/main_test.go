@@ -73,6 +73,7 @@ func testMain(m *testing.M) int {
 		code = max(code, 1)
 	}
 	sharedFixture.close()
+	stub.remove()
 	if err := report.Write(os.Stdout, os.Getenv(benchreport.DirEnv)); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1

@@ -26,7 +26,11 @@ import (
 // the test's own.
 func onS3(t *testing.T) []string {
 	t.Helper()
-	server := storetest.StartServer(t, storetest.ServerOptions{})
+	return inBucket(storetest.StartServer(t, storetest.ServerOptions{}))
+}
+
+// inBucket is the environment of a gateway whose store is a server's bucket.
+func inBucket(server *storetest.Server) []string {
 	return []string{
 		"S3_ENDPOINT=" + server.Endpoint, "S3_BUCKET=" + server.Bucket, "S3_REGION=us-east-1",
 		"S3_ACCESS_KEY_ID=" + server.AccessKey, "S3_SECRET_ACCESS_KEY=" + server.SecretKey,
@@ -216,6 +220,14 @@ func TestFiftySandboxesWithAStubOpenCodeSleepAndWakeAtOnce(t *testing.T) {
 // once: what is tested is the gateway.
 func stubImage(t testing.TB, program string) string {
 	t.Helper()
+	tag := buildStub(t, program)
+	t.Cleanup(func() { _, _ = docker("rmi", "-f", tag) })
+	return tag
+}
+
+// buildStub is stubImage for who removes the image.
+func buildStub(t testing.TB, program string) string {
+	t.Helper()
 	dir := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "opencode"), program) //nolint:gosec // our own
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
@@ -230,7 +242,6 @@ func stubImage(t testing.TB, program string) string {
 	if out, err := docker("build", "-q", "-t", tag, dir); err != nil {
 		t.Fatal(out)
 	}
-	t.Cleanup(func() { _, _ = docker("rmi", "-f", tag) })
 	return tag
 }
 

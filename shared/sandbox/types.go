@@ -92,6 +92,9 @@ type Info struct {
 	OpenCode *OpenCodeInfo `json:"opencode,omitempty"`
 	// LastSnapshot is what would come back if the host were lost now.
 	LastSnapshot *Snapshot `json:"lastSnapshot,omitempty"`
+	// UnstoredSince is since when something that was done is in no snapshot; absent if
+	// everything is.
+	UnstoredSince Time `json:"unstoredSince,omitzero"`
 	LastError    string    `json:"lastError,omitempty"`
 	// Progress are the steps that take long and that it is at now, the oldest
 	// first: while it is created, woken, or put to sleep.
@@ -151,16 +154,19 @@ type HibernateRequest struct {
 	// Tier is frozen, stopped or archived; empty means stopped.
 	Tier Tier `json:"tier,omitempty"`
 	// Force ends what is being done in the sandbox, which is refused otherwise.
+	// It also freezes a sandbox with work that cannot be stored.
 	Force bool `json:"force,omitempty"`
 }
 
 // HibernateResponse is the answer of POST /sandbox/:id/hibernate. Tier is where
-// the sandbox is now: one that slept more deeply stays there.
+// the sandbox is now: one that slept more deeply stays there. Unstored says that it was
+// frozen with work that is nowhere else: the gateway stores it when the store is back.
 type HibernateResponse struct {
 	Success   bool   `json:"success"`
 	SandboxID string `json:"sandboxId"`
 	Status    Status `json:"status"`
 	Tier      Tier   `json:"tier"`
+	Unstored  bool   `json:"unstored,omitempty"`
 }
 
 // SyncResponse is the answer of POST /sandbox/:id/sync. SyncedFiles are the

@@ -169,6 +169,7 @@ func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	s.Pool.Size = cfg.PoolSize
 	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
 	s.Deadlines.Snapshot, s.Deadlines.Restore = cfg.SnapshotTimeout, cfg.RestoreTimeout
+	s.PersistMost = cfg.StoreWithin
 	s.Idle = lifecycle.Idle{
 		Freeze: cfg.FreezeAfter, Shrink: cfg.ShrinkAfter, Stop: cfg.StopAfter, Archive: cfg.ArchiveAfter, Delete: cfg.DeleteAfter, MaxAwake: cfg.MaxAwake,
 	}

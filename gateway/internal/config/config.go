@@ -84,6 +84,9 @@ type Config struct {
 	DeleteAfter  time.Duration `env:"DELETE_AFTER" envDefault:"0"`
 	MaxAwake     time.Duration `env:"MAX_AWAKE" envDefault:"24h"`
 
+	// StoreWithin is for how long what was done may stay unstored while a sandbox is
+	// in use: what is lost with the host is not older.
+	StoreWithin        time.Duration `env:"STORE_WITHIN" envDefault:"1m"`
 	SnapshotsKept      int           `env:"SNAPSHOTS_KEPT" envDefault:"3"`
 	MirrorExclude      []string      `env:"MIRROR_EXCLUDE" envDefault:"node_modules,.git,__pycache__,.cache,dist,build,.next,.nuxt,target,.opencode,.DS_Store"`
 	PersistConcurrency int           `env:"PERSIST_CONCURRENCY" envDefault:"4"`
@@ -190,6 +193,9 @@ func (c *Config) defaults(variables map[string]string) error {
 	return nil
 }
 
+// leastStoreWithin keeps a busy sandbox from being stored all the time.
+const leastStoreWithin = time.Second
+
 // Validate says what is wrong, naming the variable, the shape and an example.
 func (c *Config) Validate() error {
 	var bad []error
@@ -253,6 +259,9 @@ func (c *Config) Validate() error {
 		if v.n <= 0 {
 			say(v.variable, "above 0", environ.Default[Config](v.variable))
 		}
+	}
+	if c.StoreWithin < leastStoreWithin {
+		say("STORE_WITHIN", "at least "+leastStoreWithin.String(), "1m")
 	}
 	if c.MaxRunning < 0 {
 		say("MAX_RUNNING", "0 (no bound) or more", "20")

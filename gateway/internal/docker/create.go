@@ -29,8 +29,8 @@ var (
 
 const loopback = "127.0.0.1"
 
-// Create makes the volume (if absent) and the container, not started. When it
-// fails it leaves no volume that was not there before.
+// Create makes the volume (if absent, unless the spec says that it is kept) and the
+// container, not started. When it fails it leaves no volume that was not there before.
 func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Container, error) {
 	nw, err := r.useNetwork(ctx)
 	if err != nil {
@@ -39,7 +39,7 @@ func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Co
 	var c lifecycle.Container
 	s := step{call: "create", doing: "create the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
 	err = r.call(ctx, s, func(ctx context.Context, e *engine) error {
-		fresh, err := r.ensureVolume(ctx, e, spec.Volume)
+		fresh, err := r.ensureVolume(ctx, e, spec.Volume, spec.Kept)
 		if err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Co
 // CreateVolume makes a volume; one of that name that is ours is fine.
 func (r *Runtime) CreateVolume(ctx context.Context, name string) error {
 	return r.call(ctx, step{call: "create_volume", doing: "create a volume"}, func(ctx context.Context, e *engine) error {
-		_, err := r.ensureVolume(ctx, e, name)
+		_, err := r.ensureVolume(ctx, e, name, false)
 		return err
 	})
 }
@@ -142,10 +142,14 @@ func (r *Runtime) hostConfig(spec lifecycle.Spec, e *engine, nw *network) *conta
 	return host
 }
 
-// ensureVolume makes the volume and reports whether it is new.
-func (r *Runtime) ensureVolume(ctx context.Context, e *engine, name string) (fresh bool, err error) {
+// ensureVolume makes the volume and reports whether it is new. One that is kept is
+// never made.
+func (r *Runtime) ensureVolume(ctx context.Context, e *engine, name string, kept bool) (fresh bool, err error) {
 	v, err := e.cli.VolumeInspect(ctx, name)
 	if errdefs.IsNotFound(err) {
+		if kept {
+			return false, fmt.Errorf("the volume %s: %w", name, lifecycle.ErrNoVolume)
+		}
 		fresh = true
 		v, err = e.cli.VolumeCreate(ctx, volume.CreateOptions{Name: name, Labels: r.labels()})
 	}

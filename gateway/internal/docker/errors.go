@@ -23,7 +23,7 @@ func (r *Runtime) explain(ctx context.Context, s step, err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := errors.AsType[*sandbox.Error](err); ok || errors.Is(err, lifecycle.ErrNoContainer) {
+	if _, ok := errors.AsType[*sandbox.Error](err); ok || errors.Is(err, lifecycle.ErrNoContainer) || errors.Is(err, lifecycle.ErrNoVolume) {
 		return err
 	}
 	if ctx.Err() != nil {

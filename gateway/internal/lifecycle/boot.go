@@ -48,17 +48,23 @@ func (m *Manager) bootSlot(ctx context.Context, b *box) (release func(), err err
 	}
 }
 
-// newContainer makes the container of the box's record on a volume, not started.
-func (m *Manager) newContainer(ctx context.Context, b *box, volume string) (Container, error) {
+// newContainer makes the container of the box's record on a volume, not started. It
+// is errNoDisk if the volume is kept and not there.
+func (m *Manager) newContainer(ctx context.Context, b *box, volume string, kept bool) (Container, error) {
 	defer timeline.Begin(ctx, "container")()
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	rec := b.record()
-	return m.runtime.Create(ctx, Spec{
+	cont, err := m.runtime.Create(ctx, Spec{
 		SandboxID: rec.SandboxID,
 		Volume:    volume,
+		Kept:      kept,
 		Env:       map[string]string{guest.TokenHashEnv: tokenHash(rec.Secrets.Token)},
 	})
+	if errors.Is(err, ErrNoVolume) {
+		return cont, errNoDisk
+	}
+	return cont, err
 }
 
 // container finds the sandbox's container, or makes it again on its volume if it
@@ -96,26 +102,74 @@ func (m *Manager) container(ctx context.Context, b *box) (Container, error) {
 			return Container{}, err
 		}
 	}
-	cont, err := m.newContainer(ctx, b, rec.Volume)
+	cont, err := m.newContainer(ctx, b, rec.Volume, true)
 	if err != nil {
 		return cont, err
 	}
 	return cont, m.save(ctx, b, func(r *Record) { r.ContainerID = cont.ID })
 }
 
-// open starts the container if it does not run, opens the path to it, and waits
-// until its sandboxd answers.
-func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Client, error) {
-	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+// start starts a container. One that the engine cannot start although it answers is
+// made anew on its disk, once: after a restart of the engine in the middle of a start,
+// what is left of that stands in the way until the container is removed.
+func (m *Manager) start(ctx context.Context, b *box, cont Container) (Container, error) {
+	startCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	started, err := m.runtime.Start(startCtx, cont.ID)
+	cancel()
+	if err == nil {
+		return started, nil
+	}
+	now, askErr := m.observed(ctx, cont.ID)
+	switch {
+	case ctx.Err() != nil:
+		return cont, err
+	case askErr == nil && now.State == ContainerRunning:
+		return now, nil // only the reply was lost
+	case askErr != nil && !errors.Is(askErr, ErrNoContainer), askErr == nil && !blamesContainer(err):
+		return cont, err
+	}
+	m.log.WarnContext(ctx, "a container cannot be started and is made anew on its disk", "containerId", cont.ID, "error", err)
+	ctx, cancel = context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
+	if err := m.runtime.Remove(ctx, cont.ID); err != nil && !errors.Is(err, ErrNoContainer) {
+		return cont, err
+	}
+	made, err := m.newContainer(ctx, b, cont.Volume, true)
+	if err != nil {
+		return cont, err
+	}
+	if b.record().ContainerID == cont.ID {
+		if err := m.save(ctx, b, func(r *Record) { r.ContainerID = made.ID }); err != nil {
+			return made, err
+		}
+	}
+	return m.runtime.Start(ctx, made.ID)
+}
+
+// blamesContainer says whether a failed start may be the container's own fault, and
+// not that of the engine or its host.
+func blamesContainer(err error) bool {
+	return slices.ContainsFunc([]sandbox.Code{sandbox.CodeBootFailed, sandbox.CodeConflict, sandbox.CodeInternal},
+		func(code sandbox.Code) bool { return sandbox.HasCode(err, code) })
+}
+
+// open starts the container if it does not run, opens the path to it, waits until its
+// sandboxd answers, and makes sure that its disk is the sandbox's: nothing but sandboxd
+// has run then. It is errNoDisk if it is another.
+func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Client, error) {
 	var err error
 	switch cont.State {
 	case ContainerRunning:
 	case ContainerPaused:
+		engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+		defer cancel()
 		err = m.runtime.Unpause(engineCtx, cont.ID)
 		cont.State = ContainerRunning
 	default:
-		cont, err = m.runtime.Start(engineCtx, cont.ID)
+		cont, err = m.start(ctx, b, cont)
+	}
+	if errors.Is(err, errNoDisk) {
+		return nil, err
 	}
 	if err != nil {
 		return nil, atStep(ctx, "container", err)
@@ -127,7 +181,7 @@ func (m *Manager) open(ctx context.Context, b *box, cont Container) (*guest.Clie
 	if err := m.awaitGuest(ctx, cont, g); err != nil {
 		return nil, atStep(ctx, "sandboxd", err)
 	}
-	return g, nil
+	return g, m.confirmDisk(ctx, b, cont, g)
 }
 
 // connect opens the path to a run of a container.

@@ -241,7 +241,7 @@ func (m *Manager) prepare(ctx context.Context, b *box) (cont Container, mirrored
 	rec := b.record()
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
-		cont, err = m.newContainer(groupCtx, b, rec.Volume)
+		cont, err = m.newContainer(groupCtx, b, rec.Volume, false)
 		return atStepOrNil(ctx, "container", err)
 	})
 	group.Go(func() (err error) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -72,7 +73,7 @@ func (m *Manager) destroy(ctx context.Context, b *box) error {
 	if err := m.removeFromEngine(ctx, rec, b.id); err != nil {
 		return err
 	}
-	if err := m.removeVolumes(ctx, b.id); err != nil {
+	if err := m.removeVolumes(ctx, b.id, rec); err != nil {
 		return err
 	}
 	if err := m.purge(ctx, rec, b.id, whole); err != nil {
@@ -108,9 +109,10 @@ func (m *Manager) purge(ctx context.Context, rec Record, id string, whole bool) 
 	return m.workspaces.Delete(ctx, ref)
 }
 
-// removeVolumes removes every volume of a sandbox, also those that were given up
-// and those that a record which cannot be read may name.
-func (m *Manager) removeVolumes(ctx context.Context, id string) error {
+// removeVolumes removes every volume of a sandbox: those that its record names,
+// whatever they are called, and those of its id, which a record that cannot be read
+// may name.
+func (m *Manager) removeVolumes(ctx context.Context, id string, rec Record) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	volumes, err := m.runtime.Volumes(ctx)
@@ -118,10 +120,45 @@ func (m *Manager) removeVolumes(ctx context.Context, id string) error {
 		return err
 	}
 	for _, v := range volumes {
-		if sandboxOfVolume(v) != id {
+		if sandboxOfVolume(v) != id && !rec.names(v) {
 			continue
 		}
 		if err := m.runtime.RemoveVolume(ctx, v); err != nil && !errors.Is(err, ErrNoContainer) {
+			return err
+		}
+	}
+	return nil
+}
+
+// names says whether the record has a volume.
+func (r Record) names(volume string) bool {
+	return r.Volume == volume || slices.Contains(r.GivenUp, volume) || slices.Contains(r.Removing, volume)
+}
+
+// removeGoing removes the volumes that nothing needs any more. The caller holds serial.
+func (m *Manager) removeGoing(ctx context.Context, b *box) error {
+	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
+	defer cancel()
+	for _, name := range b.record().Removing {
+		if err := m.removeDisk(ctx, name); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rec.Removing = nil // written with the next change
+	return nil
+}
+
+// removeDisk removes a volume and, of one that was made for the pool, the mark that
+// says that it is free.
+func (m *Manager) removeDisk(ctx context.Context, name string) error {
+	names := []string{name}
+	if is, _ := memberVolume(name); is {
+		names = append(names, name+freeSuffix)
+	}
+	for _, name := range names {
+		if err := m.runtime.RemoveVolume(ctx, name); err != nil && !errors.Is(err, ErrNoContainer) {
 			return err
 		}
 	}
@@ -146,17 +183,8 @@ func (m *Manager) removeFromEngine(ctx context.Context, rec Record, id string) e
 		}
 	}
 	// A record that cannot be read does not say which volume it is.
-	volumes := []string{cmp.Or(rec.Volume, cont.Volume)}
-	if is, _ := memberVolume(volumes[0]); is {
-		volumes = append(volumes, volumes[0]+freeSuffix)
-	}
-	for _, name := range volumes {
-		if name == "" {
-			continue
-		}
-		if err := m.runtime.RemoveVolume(ctx, name); err != nil && !errors.Is(err, ErrNoContainer) {
-			return err
-		}
+	if name := cmp.Or(rec.Volume, cont.Volume); name != "" {
+		return m.removeDisk(ctx, name)
 	}
 	return nil
 }

@@ -37,6 +37,9 @@ type world struct {
 	containers map[string]*Container // by id
 	background map[string]bool       // by id
 	volumes    map[string]bool
+	tokens     map[string]string     // containers by the hash of their token
+	marks      map[string]guest.Mark // by volume
+	given      map[Run]bool          // runs whose disk was given a mark
 	records    map[string]Stored
 	snapshots  map[string][]Snapshot // by sandbox id, the newest first
 	mirrors    map[string]bool
@@ -66,7 +69,8 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
-		t: t, containers: map[string]*Container{}, background: map[string]bool{}, volumes: map[string]bool{}, records: map[string]Stored{},
+		t: t, containers: map[string]*Container{}, background: map[string]bool{}, volumes: map[string]bool{},
+		tokens: map[string]string{}, marks: map[string]guest.Mark{}, given: map[Run]bool{}, records: map[string]Stored{},
 		snapshots: map[string][]Snapshot{}, mirrors: map[string]bool{}, status: guest.Status{OpenCode: guest.OpenCode{State: guest.StateReady}},
 		unreadable: map[string]error{}, calls: map[string]int{}, fail: map[string]error{},
 		block: map[string]chan struct{}{}, entered: map[string]chan struct{}{}, execReply: guest.ExecEvent{Type: "exit"},
@@ -235,9 +239,13 @@ func (w *world) Create(ctx context.Context, spec Spec) (Container, error) {
 			return Container{}, sandbox.Errorf(sandbox.CodeNameTaken, "taken")
 		}
 	}
+	if spec.Kept && !w.volumes[spec.Volume] {
+		return Container{}, ErrNoVolume
+	}
 	w.serial++
 	c := &Container{ID: "c" + strconv.Itoa(w.serial), SandboxID: spec.SandboxID, State: ContainerCreated, Volume: spec.Volume}
 	w.containers[c.ID], w.volumes[spec.Volume] = c, true
+	w.tokens[spec.Env[guest.TokenHashEnv]] = c.ID
 	if spec.Background {
 		w.background[c.ID] = true
 	}
@@ -333,6 +341,7 @@ func (w *world) RemoveVolume(ctx context.Context, name string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.volumes, name)
+	delete(w.marks, name)
 	return nil
 }
 
@@ -620,6 +629,8 @@ func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {
 		w.starts = append(w.starts, req)
 		w.mu.Unlock()
 		_ = json.NewEncoder(rw).Encode(guest.Applied{Written: []string{guest.KeyOpenCode}})
+	case guest.RouteMark:
+		w.serveMark(rw, r)
 	case "/session/status":
 		_, _ = rw.Write([]byte("{}"))
 	case guest.RouteConfig:
@@ -648,6 +659,25 @@ func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Unlock()
 		_ = json.NewEncoder(rw).Encode(status)
 	}
+}
+
+// serveMark is the mark of the disk of whoever is asked by its token.
+func (w *world) serveMark(rw http.ResponseWriter, r *http.Request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.containers[w.tokens[tokenHash(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))]]
+	if c == nil {
+		rw.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	if r.Method == http.MethodPut {
+		var mark guest.Mark
+		_ = json.NewDecoder(r.Body).Decode(&mark)
+		w.marks[c.Volume], w.given[c.Run()] = mark, true
+		rw.WriteHeader(http.StatusNoContent)
+		return
+	}
+	_ = json.NewEncoder(rw).Encode(guest.MarkStatus{Mark: w.marks[c.Volume], Given: w.given[c.Run()]})
 }
 
 type noticesOf struct{ w *world }

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,8 +66,20 @@ func (m *Manager) beginSettling(b *box, force bool, decided time.Time) (was stat
 	return was, err
 }
 
-// freeze pauses the container. Nothing is written: memory and disk stay.
+// freeze stores what is not stored, as a frozen sandbox cannot be, and pauses the
+// container: memory and disk stay. With force it is paused whatever became of that.
 func (m *Manager) freeze(ctx context.Context, b *box, force bool, decided time.Time) error {
+	if err := m.storeFirst(ctx, b); err != nil && !force {
+		if sandbox.HasCode(err, sandbox.CodeStoreAway) {
+			return sandbox.Errorf(sandbox.CodeStoreAway, `the store cannot be written, so the sandbox %q goes on: frozen now, what was done in it would be stored nowhere; try again, or give "force":true`, b.id).WithCause(err)
+		}
+		return err
+	}
+	return m.freezeNow(ctx, b, force, decided)
+}
+
+// freezeNow pauses the container.
+func (m *Manager) freezeNow(ctx context.Context, b *box, force bool, decided time.Time) error {
 	if _, err := m.beginSettling(b, force, decided); err != nil {
 		return err
 	}
@@ -74,11 +87,12 @@ func (m *Manager) freeze(ctx context.Context, b *box, force bool, decided time.T
 	b.mu.Lock()
 	cont := b.cont
 	b.mu.Unlock()
-	if err := m.pause(ctx, cont); err != nil {
+	paused, err := m.pause(ctx, cont)
+	if !paused {
 		_ = m.become(b, stateRunning, true)
 		return atStep(ctx, "container", err)
 	}
-	if err := m.become(b, stateFrozen, true); err != nil {
+	if err := errors.Join(atStepOrNil(ctx, "container", err), m.become(b, stateFrozen, true)); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -90,19 +104,32 @@ func (m *Manager) freeze(ctx context.Context, b *box, force bool, decided time.T
 	return nil
 }
 
-func (m *Manager) pause(ctx context.Context, cont Container) error {
+// pause pauses a container. paused is false only if the engine says that it is not:
+// what is not known counts as paused, as a request thaws that, and would hang in what
+// passes for running.
+func (m *Manager) pause(ctx context.Context, cont Container) (paused bool, err error) {
+	engineCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
+	defer cancel()
+	if err = m.runtime.Pause(engineCtx, cont.ID); err == nil {
+		return true, nil
+	}
+	now, askErr := m.observed(ctx, cont.ID)
+	switch {
+	case askErr == nil && now.Run() == cont.Run() && now.State == ContainerPaused:
+		return true, nil // only the reply was lost
+	case askErr == nil || errors.Is(askErr, ErrNoContainer):
+		return false, err
+	default:
+		return true, err
+	}
+}
+
+// observed is what the engine says of a container after a call whose end is not
+// known. It is asked in a time of its own, as that call may have used up its own.
+func (m *Manager) observed(ctx context.Context, id string) (Container, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
 	defer cancel()
-	err := m.runtime.Pause(ctx, cont.ID)
-	if err == nil {
-		return nil
-	}
-	// Perhaps only the answer was lost: a request to what passes for running would
-	// hang then.
-	if now, inspectErr := m.runtime.Inspect(ctx, cont.ID); inspectErr == nil && now.Run() == cont.Run() && now.State == ContainerPaused {
-		return nil
-	}
-	return err
+	return m.runtime.Inspect(ctx, id)
 }
 
 // stop ends every process of a sandbox, stores what it has, and stops its
@@ -229,8 +256,10 @@ func (m *Manager) backTo(ctx context.Context, b *box, was state) {
 			m.log.WarnContext(ctx, "a container could not be stopped again", "sandboxId", b.id, "error", err)
 		}
 	}
-	if was == stateFrozen && m.pause(ctx, cont) != nil {
-		was = stateRunning
+	if was == stateFrozen {
+		if paused, _ := m.pause(ctx, cont); !paused {
+			was = stateRunning
+		}
 	}
 	_ = m.become(b, was, true)                // the table has it: settling came from there
 	m.work.Go(func() { m.verify(m.base, b) }) // perhaps because the container ended
@@ -239,8 +268,11 @@ func (m *Manager) backTo(ctx context.Context, b *box, was state) {
 // archive removes the container and the disk of a stopped sandbox that is stored.
 func (m *Manager) archive(ctx context.Context, b *box) error {
 	rec := b.record()
-	// The record first: what is left behind then is removed as orphaned.
-	if err := m.save(ctx, b, func(r *Record) { r.Tier, r.ContainerID, r.Volume = sandbox.TierArchived, "", "" }); err != nil {
+	// The record first: from what is left behind then, nothing can be woken.
+	if err := m.save(ctx, b, func(r *Record) {
+		r.Removing = append(slices.Clone(r.Removing), r.Volume)
+		r.Tier, r.ContainerID, r.Volume = sandbox.TierArchived, "", ""
+	}); err != nil {
 		return atStep(ctx, "record", err)
 	}
 	if err := m.become(b, stateArchived, true); err != nil {
@@ -249,7 +281,12 @@ func (m *Manager) archive(ctx context.Context, b *box) error {
 	b.mu.Lock()
 	b.cont, b.guest, b.attached = Container{}, nil, false
 	b.mu.Unlock()
-	if err := m.removeFromEngine(context.WithoutCancel(ctx), rec, b.id); err != nil {
+	ctx = context.WithoutCancel(ctx)
+	err := m.removeFromEngine(ctx, rec, b.id)
+	if err == nil {
+		err = m.removeGoing(ctx, b)
+	}
+	if err != nil {
 		m.log.WarnContext(ctx, "what an archived sandbox had could not be removed yet", "sandboxId", b.id, "error", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -136,6 +137,7 @@ type duty struct {
 	overdue bool
 	store   bool // what was done in it
 	urgent  bool // however busy it is
+	thaw    bool // to store what it was frozen with
 	forget  bool // delete it
 	shrink  bool
 }
@@ -161,8 +163,10 @@ func (m *Manager) dueLocked(b *box, idle Idle, now time.Time, surplus bool) (d d
 	if used && !d.overdue || !now.After(b.descendAfter) {
 		d.tier, d.overdue = "", false
 	}
-	d.urgent = now.Sub(b.dirtySince) >= m.settings.PersistMost
-	d.store = running && b.dirty && !b.persisting && now.After(b.persistAfter) && (!used || d.urgent)
+	unstored := b.dirty && !b.persisting && now.After(b.persistAfter)
+	d.urgent = unstored && now.Sub(b.dirtySince) >= m.settings.PersistMost
+	d.store = running && unstored && (d.urgent || !used && now.After(b.quietUntil))
+	d.thaw = b.state == stateFrozen && unstored && !used && d.tier == ""
 	d.shrink = b.state == stateFrozen && idle.Shrink > 0 && since >= idle.Shrink && d.tier == "" && !used && !b.shrunk && now.After(b.shrinkAfter)
 	d.forget = !used && idle.Delete > 0 && since >= idle.Delete && b.state.visible() && b.state != stateCreating
 	return d
@@ -203,6 +207,8 @@ func (m *Manager) attend(b *box, d duty, idle Idle, now time.Time) {
 		m.forgetIdle(b, idle.Delete)
 	case d.tier != "":
 		m.descend(b, d.tier, false, now)
+	case d.thaw:
+		m.storeFrozen(b, now)
 	case d.shrink:
 		m.shrink(b)
 	}
@@ -294,10 +300,7 @@ func (m *Manager) busy(b *box, idle Idle) (busy, overdue bool) {
 	if idle.MaxAwake > 0 && now.Sub(b.lastRequest) >= idle.MaxAwake {
 		return true, now.After(b.descendAfter) && b.state == stateRunning
 	}
-	b.lastActive = now.UTC()
-	if now.Sub(b.dirtySince) < m.settings.PersistMost {
-		b.persistAfter = now.Add(m.settings.PersistPause)
-	}
+	b.lastActive, b.quietUntil = now.UTC(), now.Add(m.settings.PersistPause)
 	return true, false
 }
 
@@ -372,11 +375,11 @@ func (m *Manager) descend(b *box, tier sandbox.Tier, force bool, decided time.Ti
 	defer b.mu.Unlock()
 	switch {
 	case err == nil:
-		b.failures = 0
+		b.failures, b.awaits = 0, ""
 	case b.life.Err() != nil || sandbox.HasCode(err, sandbox.CodeSandboxBusy):
 	default:
 		b.lastError = reason(err)
-		b.descendAfter = time.Now().Add(m.backOffLocked(b))
+		b.descendAfter = time.Now().Add(m.backOffLocked(b, err))
 		m.log.Warn("a sandbox could not be put to sleep yet", "sandboxId", b.id, "userId", b.rec.UserID, "tier", tier, "error", err)
 	}
 }
@@ -384,10 +387,86 @@ func (m *Manager) descend(b *box, tier sandbox.Tier, force bool, decided time.Ti
 // maxBackOff bounds how long is waited before what failed is tried again.
 const maxBackOff = time.Hour
 
-// backOffLocked counts a failure, and says how long to wait. The caller holds mu.
-func (m *Manager) backOffLocked(b *box) time.Duration {
-	b.failures = min(b.failures+1, 20) // more would overflow
+// backOffLocked counts a failure, and says how long to wait, unless what was away is
+// back before. The caller holds mu.
+func (m *Manager) backOffLocked(b *box, err error) time.Duration {
+	b.failures, b.awaits = min(b.failures+1, 20), "" // more would overflow
+	for _, away := range []sandbox.Code{sandbox.CodeStoreAway, sandbox.CodeEngineAway} {
+		if sandbox.HasCode(err, away) {
+			b.awaits = away
+		}
+	}
 	return min(m.settings.PersistRetry<<(b.failures-1), maxBackOff)
+}
+
+// probe asks a store that sandboxes wait for whether it is back. The pauses between
+// their own tries grow to an hour, and nothing is stored meanwhile.
+func (m *Manager) probe() {
+	every := time.NewTicker(m.settings.ProbeEvery)
+	defer every.Stop()
+	for {
+		select {
+		case <-every.C:
+			if m.awaited(sandbox.CodeStoreAway) && m.storeReady(m.base) == nil {
+				m.back(sandbox.CodeStoreAway)
+			}
+		case <-m.base.Done():
+			return
+		}
+	}
+}
+
+// awaited says whether a sandbox waits for something that was away.
+func (m *Manager) awaited(away sandbox.Code) bool {
+	return slices.ContainsFunc(m.all(), func(b *box) bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.awaits == away
+	})
+}
+
+// back has what failed as something was away tried again at once.
+func (m *Manager) back(away sandbox.Code) {
+	for _, b := range m.all() {
+		b.mu.Lock()
+		if b.awaits == away {
+			b.awaits, b.failures, b.persistAfter, b.descendAfter = "", 0, time.Time{}, time.Time{}
+		}
+		b.mu.Unlock()
+	}
+}
+
+// storeFrozen stores what a sandbox was frozen with although it was not stored: it
+// goes on for as long as that takes. One that is asked for meanwhile is left running.
+func (m *Manager) storeFrozen(b *box, decided time.Time) {
+	release, ok := b.trySerial()
+	if !ok {
+		return
+	}
+	defer release()
+	b.mu.Lock()
+	still, life := b.state == stateFrozen && b.dirty && b.inUse == 0 && b.held.Load() == 0, b.aboutLocked(b.life)
+	b.mu.Unlock()
+	if !still {
+		return
+	}
+	err := m.storeReady(life)
+	if err == nil {
+		err = m.thaw(life, b)
+	}
+	if err == nil && b.current() == stateRunning {
+		err = m.storeFirst(life, b)
+		if freezeErr := m.freezeNow(life, b, false, decided); !sandbox.HasCode(freezeErr, sandbox.CodeSandboxBusy) {
+			err = errors.Join(err, freezeErr)
+		}
+	}
+	if err == nil || life.Err() != nil {
+		return
+	}
+	b.mu.Lock()
+	b.persistAfter = time.Now().Add(m.backOffLocked(b, err))
+	b.mu.Unlock()
+	m.log.WarnContext(life, "a frozen sandbox could not be stored yet", "error", err)
 }
 
 // refresh looks whether the container of a stopped sandbox runs: after a restart of
@@ -403,8 +482,10 @@ func (m *Manager) refresh(ctx context.Context, b *box) {
 }
 
 // Hibernate puts a sandbox to sleep at once. One in which something is being
-// done is refused (sandbox_busy), unless force ends that. One that sleeps as
-// deeply or more stays as it is.
+// done is refused (sandbox_busy), unless force ends that. What was done in it is
+// stored first; while the store is away that is store_unavailable, and the sandbox
+// goes on, unless force freezes it all the same: the answer says that it is unstored
+// then. One that sleeps as deeply or more stays as it is.
 func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, force bool) (sandbox.HibernateResponse, error) {
 	var resp sandbox.HibernateResponse
 	if tier == "" {
@@ -434,7 +515,10 @@ func (m *Manager) Hibernate(ctx context.Context, id string, tier sandbox.Tier, f
 	if err != nil {
 		return resp, err
 	}
-	return sandbox.HibernateResponse{Success: true, SandboxID: id, Status: reached.Status, Tier: reached.Tier}, nil
+	return sandbox.HibernateResponse{
+		Success: true, SandboxID: id, Status: reached.Status, Tier: reached.Tier,
+		Unstored: reached.Tier == sandbox.TierFrozen && !reached.UnstoredSince.IsZero(),
+	}, nil
 }
 
 func busyError(id string) error {

@@ -88,8 +88,11 @@ type Settings struct {
 	// ladder, has failed it is tried again.
 	PersistPause, PersistRetry time.Duration
 	// PersistMost is for how long what was done may wait to be stored because the
-	// sandbox is busy.
+	// sandbox is busy or asked for things.
 	PersistMost time.Duration
+	// ProbeEvery is how often the store is asked whether it is back while a sandbox
+	// waits for it.
+	ProbeEvery time.Duration
 }
 
 // DefaultSettings are what a gateway starts from.
@@ -109,6 +112,7 @@ func DefaultSettings() Settings {
 		PersistPause:    2 * time.Second,
 		PersistRetry:    30 * time.Second,
 		PersistMost:     time.Minute,
+		ProbeEvery:      5 * time.Second,
 	}
 }
 
@@ -155,6 +159,9 @@ type box struct {
 	guest    *guest.Client
 	attached bool            // sandboxd has confirmed OpenCode in this run
 	volume   string          // of a container that is being restored, not on record yet
+	// generation is that of the mark which the disk was given last; the record's may
+	// be older.
+	generation int64
 	life     context.Context //nolint:containedctx // ends with the incarnation
 	end      context.CancelCauseFunc
 	// lastActive is the last activity of any kind, lastRequest that of a caller;
@@ -164,16 +171,22 @@ type box struct {
 	inUse       int
 	watchers    map[*Watcher]struct{}
 
-	// dirty is set, since dirtySince, while something was done that is not stored yet.
+	// dirty is set, since dirtySince, while something was done that is not stored yet;
+	// storingSince is since when what is being stored at this moment was not.
 	dirty         bool
 	dirtySince    time.Time
+	storingSince  time.Time
 	persisting    bool
 	persistFailed bool
 	nextRun       *persistRun
 	endPersist    func()
-	persistAfter  time.Time // no sooner
-	descendAfter  time.Time // no sooner
-	failures      int       // to step down or to store, one after another
+	// quietUntil is moved by work, so that it is stored once and not at each step of
+	// it. It never puts off what is urgent.
+	quietUntil   time.Time
+	persistAfter time.Time    // not sooner, as it has failed
+	descendAfter time.Time    // not sooner, as it has failed
+	failures     int          // to step down or to store, one after another
+	awaits       sandbox.Code // what was away when that failed last, such as the store
 	unanswered    int       // questions whether it is busy, one after another
 	synced        Synced    // as of the last sync
 	snapshot      *Snapshot // the newest
@@ -219,6 +232,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.work.Go(m.follow)
 	m.work.Go(m.tick)
 	m.work.Go(m.look)
+	m.work.Go(m.probe)
 	m.work.Go(m.pool.run)
 	return nil
 }
@@ -418,7 +432,7 @@ func (m *Manager) save(ctx context.Context, b *box, change func(*Record)) error 
 	defer cancel()
 	b.mu.Lock()
 	rec, version := b.rec, b.version
-	rec.Secrets.LastError, rec.LastActiveAt = b.lastError, b.lastActive
+	rec.Secrets.LastError, rec.LastActiveAt, rec.Generation = b.lastError, b.lastActive, b.generation
 	if b.snapshot != nil {
 		rec.Snapshot = b.snapshot
 	}

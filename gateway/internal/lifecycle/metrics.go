@@ -77,7 +77,16 @@ func newFigures(m *Manager) *figures {
 	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentpod_pool_ready", Help: "How many sandboxes are ready ahead.",
 	}, func() float64 { return float64(m.pool.count()) })
-	f.Collector = metrics.Group{created, claims, wakes, f.hibernations, f.restarts, f.deaths, size, ready, census{m}}
+	unstored := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentpod_unstored_seconds", Help: "Age of the oldest change in a sandbox that is not stored: what would be lost with the host.",
+	}, func() float64 {
+		since := m.oldestUnstored()
+		if since.IsZero() {
+			return 0
+		}
+		return time.Since(since).Seconds()
+	})
+	f.Collector = metrics.Group{created, claims, wakes, f.hibernations, f.restarts, f.deaths, size, ready, unstored, census{m}}
 	return f
 }
 

@@ -67,6 +67,10 @@ func (m *Manager) persistAll(ctx context.Context, b *box) {
 			return
 		}
 		// What happens from here on is for the next run.
+		b.storingSince = time.Now()
+		if b.dirty {
+			b.storingSince = b.dirtySince
+		}
 		b.dirty = false
 		rec, g := b.rec, b.guest
 		b.mu.Unlock()
@@ -87,10 +91,10 @@ func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.
 		goesOn = statusErr == nil && st.Busy
 	}
 	b.mu.Lock()
-	b.persistAfter = time.Now().Add(m.settings.PersistPause)
+	b.quietUntil = time.Now().Add(m.settings.PersistPause)
 	switch {
 	case err == nil:
-		b.failures = 0
+		b.failures, b.awaits = 0, ""
 		if b.persistFailed {
 			b.persistFailed, b.lastError = false, ""
 		}
@@ -98,19 +102,76 @@ func (m *Manager) persistOnce(ctx context.Context, b *box, rec Record, g *guest.
 			b.soilLocked()
 		}
 	case ctx.Err() != nil: // not its own fault
-		b.soilLocked()
+		b.soilAgainLocked()
 	default:
 		// It is tried again, and until then the sandbox goes on as it is.
-		b.soilLocked()
+		b.soilAgainLocked()
 		b.persistFailed, b.lastError = true, reason(err)
-		b.persistAfter = time.Now().Add(m.backOffLocked(b))
+		b.persistAfter = time.Now().Add(m.backOffLocked(b, err))
 	}
+	b.storingSince = time.Time{}
 	b.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
 		m.log.WarnContext(ctx, "the sandbox could not be stored", "sandboxId", b.id, "duration", time.Since(began), "error", err)
 		return
 	}
 	m.log.DebugContext(ctx, "stored", "sandboxId", b.id, "duration", time.Since(began))
+}
+
+// soilLocked notes that something was done which is not stored yet. The caller
+// holds mu.
+func (b *box) soilLocked() {
+	if !b.dirty {
+		b.dirty, b.dirtySince = true, time.Now()
+	}
+}
+
+// soilAgainLocked notes that what was to be stored is not, and has not been for as
+// long as before. The caller holds mu.
+func (b *box) soilAgainLocked() {
+	b.dirty, b.dirtySince = true, b.storingSince
+}
+
+// unstoredLocked is since when something is not stored; zero if everything is. The
+// caller holds mu.
+func (b *box) unstoredLocked() time.Time {
+	switch {
+	case !b.storingSince.IsZero():
+		return b.storingSince
+	case b.dirty:
+		return b.dirtySince
+	default:
+		return time.Time{}
+	}
+}
+
+// storeFirst stores what a sandbox that runs has done and that is not stored yet. The
+// caller holds serial.
+func (m *Manager) storeFirst(ctx context.Context, b *box) error {
+	b.mu.Lock()
+	unstored, g, cont := !b.unstoredLocked().IsZero(), b.guest, b.cont
+	b.mu.Unlock()
+	if !unstored {
+		return nil
+	}
+	if err := m.storeReady(ctx); err != nil {
+		return err
+	}
+	if g == nil { // nobody has asked for it since it was adopted
+		if _, err := m.open(ctx, b, cont); err != nil {
+			return err
+		}
+	}
+	run := m.persist(b, false)
+	if run == nil {
+		return busyError(b.id) // it has ended meanwhile
+	}
+	select {
+	case <-run.done:
+		return run.snapErr // the mirror is an export, and no reason to wait
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // sync makes the mirror equal to the workspace, and tells of it if that was asked

@@ -476,6 +476,12 @@ func (m *Manager) createFrom(ctx context.Context, b *box, mem *claimed, p plan) 
 		}
 		return nil
 	})
+	group.Go(func() error {
+		if err := m.confirmDisk(groupCtx, b, mem.cont, mem.guest); err != nil {
+			return memberError{err}
+		}
+		return nil
+	})
 	group.Go(func() (err error) {
 		p.mirrored, err = m.makeRoom(groupCtx, rec)
 		return atStepOrNil(ctx, "store", err)

@@ -116,7 +116,7 @@ func (b *box) info() (sandbox.Info, *guest.Client) {
 		HasWorkspace: b.state != stateLost && b.state != stateCreating,
 		CreatedAt:    sandbox.At(b.rec.CreatedAt), LastActiveAt: sandbox.At(b.lastActive),
 		GitURL: b.rec.GitURL, Directory: b.rec.Directory, LastError: b.lastError,
-		Tier: b.state.Tier(), Progress: b.progressLocked(),
+		Tier: b.state.Tier(), Progress: b.progressLocked(), UnstoredSince: sandbox.At(b.unstoredLocked()),
 	}
 	if last := cmp.Or(b.snapshot, b.rec.Snapshot); last != nil {
 		wire := last.Wire()

@@ -26,7 +26,7 @@ func (m *Manager) load(ctx context.Context) error {
 		b := m.newBox(s.Record.SandboxID)
 		b.rec, b.version = s.Record, s.Version
 		b.lastActive, b.lastError = s.Record.LastActiveAt, s.Record.Secrets.LastError
-		b.lastRequest = b.lastActive
+		b.lastRequest, b.generation = b.lastActive, s.Record.Generation
 		next := stateStopped
 		if s.Record.Tier == sandbox.TierArchived {
 			next = stateArchived
@@ -76,6 +76,7 @@ func (m *Manager) follow() {
 		err := m.runtime.Events(m.base, func() {
 			pause = least
 			m.pool.heal()
+			m.back(sandbox.CodeEngineAway)
 			m.work.Go(func() { m.reconcile(m.base) })
 		}, m.observe)
 		if m.base.Err() != nil {
@@ -162,7 +163,8 @@ func (m *Manager) verify(ctx context.Context, b *box) {
 	}
 }
 
-// followPause notes that a container was paused or unpaused outside the gateway.
+// followPause notes that a container was paused or unpaused outside the gateway. One
+// that was paused under a request goes on: the request would wait for ever.
 func (m *Manager) followPause(b *box, now Container) {
 	release, ok := b.trySerial()
 	if !ok {
@@ -170,13 +172,22 @@ func (m *Manager) followPause(b *box, now Container) {
 	}
 	defer release()
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	thaw := false
 	switch {
 	case b.cont.Run() != now.Run():
 	case b.state == stateRunning && now.State == ContainerPaused:
 		_ = m.becomeLocked(b, stateFrozen, true)
+		thaw = b.inUse > 0 || b.held.Load() > 0
 	case b.state == stateFrozen && now.State == ContainerRunning:
 		_ = m.becomeLocked(b, stateRunning, true)
+	}
+	life := b.aboutLocked(b.life)
+	b.mu.Unlock()
+	if !thaw {
+		return
+	}
+	if err := m.thaw(life, b); err != nil {
+		m.log.WarnContext(life, "a sandbox that was paused under a request could not go on", "error", err)
 	}
 }
 
@@ -320,7 +331,9 @@ func (m *Manager) adoptHeld(ctx context.Context, b *box, containerID string) {
 	}
 	b.cont, b.guest, b.attached = cont, nil, false
 	b.restarts, b.restartsOf = unknown, cont.Run()
-	b.soilLocked() // who knows what it did before the gateway came
+	if next != stateFrozen || !b.rec.storedLast() {
+		b.soilLocked() // who knows what it did before the gateway came
+	}
 	m.log.InfoContext(ctx, "adopted", "sandboxId", b.id, "containerId", containerID)
 }
 
@@ -356,7 +369,7 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		m.log.WarnContext(ctx, "reconcile: the engine did not list volumes", "error", err)
 		return
 	}
-	wanted, keepAll := map[string]bool{}, false
+	wanted, removing, keepAll := map[string]bool{}, map[string]*box{}, false
 	for _, v := range m.pool.volumes() { // before the records: what leaves the pool is on one
 		wanted[v] = true
 	}
@@ -367,6 +380,9 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		wanted[rec.Volume], wanted[b.volume] = true, true
 		for _, v := range rec.GivenUp {
 			wanted[v] = true
+		}
+		for _, v := range rec.Removing {
+			removing[v] = b
 		}
 		found := b.unreadable
 		b.mu.Unlock()
@@ -379,11 +395,16 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		}
 	}
 	m.reconcileMemberVolumes(ctx, volumes, wanted)
+	for v, b := range removing {
+		if slices.Contains(volumes, v) {
+			m.finishRemoving(ctx, b)
+		}
+	}
 	if keepAll {
 		return
 	}
 	for _, v := range volumes {
-		if _, free := memberVolume(v); free || wanted[v] || slices.Contains(volumes, v+freeSuffix) {
+		if _, free := memberVolume(v); free || wanted[v] || removing[v] != nil || slices.Contains(volumes, v+freeSuffix) {
 			continue
 		}
 		if id := sandboxOfVolume(v); id == "" || m.find(id) == nil {
@@ -394,6 +415,18 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		if err := m.runtime.RemoveVolume(ctx, v); err != nil && !errors.Is(err, ErrNoContainer) {
 			m.log.WarnContext(ctx, "an orphaned volume could not be removed", "volume", v, "error", err)
 		}
+	}
+}
+
+// finishRemoving removes the disks that a sandbox's record names as going.
+func (m *Manager) finishRemoving(ctx context.Context, b *box) {
+	release, ok := b.trySerial()
+	if !ok {
+		return // an operation is on its way, such as the one that removes them
+	}
+	defer release()
+	if err := m.removeGoing(ctx, b); err != nil {
+		m.log.WarnContext(ctx, "a disk could not be removed yet", "sandboxId", b.id, "error", err)
 	}
 }
 

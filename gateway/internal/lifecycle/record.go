@@ -47,7 +47,13 @@ type Record struct {
 	Volume       string    `json:"volume"`
 	// GivenUp are volumes that were not in the engine when they were needed. One
 	// that comes back is kept until the sandbox is deleted.
-	GivenUp     []string `json:"givenUp,omitempty"`
+	GivenUp []string `json:"givenUp,omitempty"`
+	// Removing are volumes that nothing needs any more and that may be in the engine
+	// still: a name leaves the record only after the volume.
+	Removing []string `json:"removing,omitempty"`
+	// Generation is that of the mark which the disk has at least, 0 if it has none as
+	// it is of a gateway that did not give any.
+	Generation  int64  `json:"generation,omitempty"`
 	ContainerID string   `json:"containerId,omitempty"`
 	// Tier is TierStopped or TierArchived if the newest snapshot is all that
 	// there is to the sandbox, and empty while its disk may hold more.
@@ -69,6 +75,11 @@ type Secrets struct {
 	Config   json.RawMessage `json:"config,omitempty"`
 	// LastError can hold what a program in the sandbox said.
 	LastError string `json:"lastError,omitempty"`
+}
+
+// storedLast says whether the newest snapshot is younger than the last activity.
+func (r Record) storedLast() bool {
+	return r.Snapshot != nil && r.Snapshot.CreatedAt.After(r.LastActiveAt)
 }
 
 // Version identifies what a record's bytes were when it was read or written.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +55,7 @@ func (m *Manager) fallBack(ctx context.Context, b *box) error {
 		})
 	}
 	if err := m.save(ctx, b, func(r *Record) {
-		r.GivenUp = append(slices.Clone(r.GivenUp), r.Volume)
+		r.giveUp()
 		r.Tier, r.ContainerID, r.Volume, r.Snapshot = sandbox.TierArchived, "", "", &all[0]
 	}); err != nil {
 		return err
@@ -95,7 +94,7 @@ func (m *Manager) revive(ctx context.Context, b *box, snapshot string, next *new
 			return 0, 0, atStep(ctx, "container", err)
 		}
 	}
-	cont, err := m.newContainer(engineCtx, b, volume)
+	cont, err := m.newContainer(engineCtx, b, volume, false)
 	if err != nil {
 		return 0, 0, atStep(ctx, "container", err)
 	}

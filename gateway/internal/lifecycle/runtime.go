@@ -13,6 +13,9 @@ import (
 // not exist (any more).
 var ErrNoContainer = errors.New("no such container")
 
+// ErrNoVolume is returned by Create for a volume that must be there and is not.
+var ErrNoVolume = errors.New("no such volume")
+
 // Runtime is what the gateway needs of a container engine: run this image
 // somewhere, tell its address, pause, stop, remove, list. Every method is safe
 // for concurrent use, honours its context, touches only what carries the
@@ -24,7 +27,8 @@ type Runtime interface {
 	Ready(ctx context.Context) error
 	// CreateVolume makes a volume; one of that name that is ours is fine.
 	CreateVolume(ctx context.Context, name string) error
-	// Create makes the volume (if absent) and the container, not started.
+	// Create makes the volume (if absent, unless Spec.Kept) and the container, not
+	// started.
 	Create(ctx context.Context, spec Spec) (Container, error)
 	// Start starts a created or exited container and returns it with addresses.
 	Start(ctx context.Context, id string) (Container, error)
@@ -72,6 +76,10 @@ type Runtime interface {
 type Spec struct {
 	SandboxID string
 	Volume    string            // the home's volume
+	// Kept says that the volume must be there: what is on it is needed. If it is not,
+	// Create is ErrNoVolume. An engine may make a volume all the same that goes in the
+	// very moment, so the disk's mark is looked at after the start.
+	Kept bool
 	Env       map[string]string // no secret: it is seen by inspect
 	// Background has the container use the processors that no other one wants.
 	Background bool

@@ -146,7 +146,9 @@ func (m *Manager) handle(b *box, purpose Purpose) (Handle, bool) {
 		defer b.mu.Unlock()
 		b.inUse--
 		b.requestedLocked(purpose)
-		b.persistAfter = time.Now().Add(m.settings.PersistPause)
+		if purpose == Working {
+			b.quietUntil = time.Now().Add(m.settings.PersistPause)
+		}
 	})
 	return h, true
 }
@@ -157,14 +159,6 @@ func (b *box) requestedLocked(purpose Purpose) {
 	b.lastActive, b.lastRequest = now, now
 	if purpose == Working {
 		b.soilLocked()
-	}
-}
-
-// soilLocked notes that something was done which is not stored yet. The caller
-// holds mu.
-func (b *box) soilLocked() {
-	if !b.dirty {
-		b.dirty, b.dirtySince = true, time.Now()
 	}
 }
 
@@ -304,7 +298,7 @@ func (m *Manager) thaw(ctx context.Context, b *box) error {
 	engineCtx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
 	if err := m.runtime.Unpause(engineCtx, cont.ID); err != nil {
-		now, inspectErr := m.runtime.Inspect(engineCtx, cont.ID)
+		now, inspectErr := m.observed(ctx, cont.ID)
 		switch {
 		case errors.Is(inspectErr, ErrNoContainer) || inspectErr == nil && now.State == ContainerExited:
 			m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container ended while it was frozen"))
@@ -405,17 +399,24 @@ func (m *Manager) restart(ctx context.Context, b *box, was state, next *newConfi
 		}
 		return 0, atStep(ctx, "container", err)
 	}
-	if rec, sure := b.recorded(); rec.Tier != "" || !sure {
-		// From here on the disk may hold more than the snapshot does.
-		if err := m.save(ctx, b, func(r *Record) { r.Tier = "" }); err != nil {
-			return 0, atStep(ctx, "record", err)
-		}
-	}
 	g, err := m.open(ctx, b, cont)
 	if err != nil {
 		return 0, err
 	}
+	if b.outdated() {
+		// Once OpenCode runs, the disk may hold more than the snapshot does.
+		if err := m.save(ctx, b, func(r *Record) { r.Tier = "" }); err != nil {
+			return 0, atStep(ctx, "record", err)
+		}
+	}
 	return m.startWith(ctx, b, g, next)
+}
+
+// outdated says whether the record does not say that the sandbox runs on its disk.
+func (b *box) outdated() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.unsure || b.rec.Tier != "" || b.rec.Generation != b.generation
 }
 
 // startWith starts OpenCode with the next config, or the one on record.
