@@ -276,24 +276,51 @@ func mayFail(code sandbox.Code) bool {
 	}, code)
 }
 
-// replyError turns an answer that is no success into an error. The caller
-// closes the body.
-func replyError(ctx context.Context, resp *http.Response) error {
+// errorReply is an answer that is no success.
+type errorReply struct {
+	status int
+	body   ErrorBody // empty unless the answer was JSON
+	raw    string
+}
+
+// readError reads an answer that is no success. The caller closes the body.
+func readError(ctx context.Context, resp *http.Response) (errorReply, error) {
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxErrors))
 	if err != nil && ctx.Err() != nil {
-		return failure(ctx, "the sandbox broke off its answer", err)
+		return errorReply{}, failure(ctx, "the sandbox broke off its answer", err)
 	}
+	reply := errorReply{status: resp.StatusCode, raw: string(raw)}
 	var body ErrorBody
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if kind == "application/json" && json.Unmarshal(raw, &body) == nil && mayFail(sandbox.Code(body.Code)) {
-		message := printable.Line(body.Error, maxMessage)
+	if kind == "application/json" && json.Unmarshal(raw, &body) == nil {
+		reply.body = body
+	}
+	return reply, nil
+}
+
+func (r errorReply) code() sandbox.Code { return sandbox.Code(r.body.Code) }
+
+// failure is what the answer means to the gateway.
+func (r errorReply) failure() error {
+	if mayFail(r.code()) {
+		message := printable.Line(r.body.Error, maxMessage)
 		if message == "" {
 			message = "the sandbox gave no reason"
 		}
-		return &sandbox.Error{Code: sandbox.Code(body.Code), Message: message}
+		return &sandbox.Error{Code: r.code(), Message: message}
 	}
-	return sandbox.Errorf(sandbox.CodeGuestFailed, "the sandbox answered with status %d", resp.StatusCode).
-		WithCause(fmt.Errorf("body %q", printable.Line(string(raw), maxMessage)))
+	return sandbox.Errorf(sandbox.CodeGuestFailed, "the sandbox answered with status %d", r.status).
+		WithCause(fmt.Errorf("body %q", printable.Line(r.raw, maxMessage)))
+}
+
+// replyError turns an answer that is no success into an error. The caller
+// closes the body.
+func replyError(ctx context.Context, resp *http.Response) error {
+	reply, err := readError(ctx, resp)
+	if err != nil {
+		return err
+	}
+	return reply.failure()
 }
 
 // failure tells a deadline from a guest that is away. The cause stays with it,

@@ -22,6 +22,7 @@ import (
 	"github.com/agentpod/agentpod/container/internal/command"
 	"github.com/agentpod/agentpod/container/internal/files"
 	"github.com/agentpod/agentpod/container/internal/folder"
+	"github.com/agentpod/agentpod/container/internal/mark"
 	"github.com/agentpod/agentpod/container/internal/opencode"
 	"github.com/agentpod/agentpod/container/internal/process"
 	"github.com/agentpod/agentpod/container/internal/server"
@@ -131,6 +132,11 @@ func run(set settings, log *slog.Logger) error {
 		return fmt.Errorf("open the home's tree: %w", err)
 	}
 	defer func() { _ = whole.Close() }()
+	disk, err := mark.Open(set.home, log)
+	if err != nil {
+		return fmt.Errorf("open the home for its mark: %w", err)
+	}
+	defer func() { _ = disk.Close() }()
 	supervisor, err := opencode.New(opencode.Settings{
 		Binary: set.binary, Hostname: set.host, Port: set.port,
 		ConfigDir: set.configDir, Home: set.home, Workspace: set.workspace, PluginDir: set.pluginDir,
@@ -140,7 +146,9 @@ func run(set settings, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	srv := (&server.Server{OpenCode: supervisor, Commands: commands, Files: home, Tree: whole, Token: set.token, Log: log}).HTTP()
+	srv := (&server.Server{
+		OpenCode: supervisor, Commands: commands, Files: home, Tree: whole, Mark: disk, Token: set.token, Log: log,
+	}).HTTP()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
 	log.Info("sandboxd serves", "addr", listener.Addr().String(), "pid", os.Getpid())

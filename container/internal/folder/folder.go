@@ -1,5 +1,6 @@
-// Package folder keeps the folders that a sandbox cannot work without: code
-// inside may have removed them, locked them, or put something else there.
+// Package folder keeps the folders that a sandbox cannot work without, and reads
+// and writes sandboxd's own files: code inside may have removed them, locked
+// them, or put something else there.
 package folder
 
 import (

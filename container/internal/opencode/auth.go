@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"syscall"
 
 	"github.com/agentpod/agentpod/container/internal/folder"
 	"github.com/agentpod/agentpod/shared/guest"
@@ -100,7 +99,7 @@ func sameJSON(a, b json.RawMessage) bool {
 // read, whatever the reason, or that holds something else counts as empty.
 func readJSON[V any](root *os.Root, name string) map[string]V {
 	empty := make(map[string]V)
-	f, err := openRegular(root, name)
+	f, err := folder.OpenRegular(root, name)
 	if err != nil {
 		return empty
 	}
@@ -116,23 +115,11 @@ func readJSON[V any](root *os.Root, name string) map[string]V {
 	return out
 }
 
-func openRegular(root *os.Root, name string) (*os.File, error) {
-	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, err)
-	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		_ = f.Close()
-		return nil, fmt.Errorf("open %s: no regular file", name)
-	}
-	return f, nil
-}
-
 // mendAuth clears the way for a new auth.json if OpenCode could not write over
 // the one that is there: a folder, a link out of the home, a locked file.
 // OpenCode itself copes with one that is no JSON.
 func mendAuth(home *os.Root) error {
-	f, err := openRegular(home, authFile)
+	f, err := folder.OpenRegular(home, authFile)
 	if err == nil {
 		return f.Close()
 	}
@@ -145,8 +132,8 @@ func writeManaged(home *os.Root, providers managed) error {
 	if err != nil {
 		return fmt.Errorf("encode the managed providers: %w", err)
 	}
-	if same, err := holds(home, managedFile, raw); err != nil || same {
+	if same, err := folder.Holds(home, managedFile, raw); err != nil || same {
 		return err
 	}
-	return replace(home, managedFile, raw)
+	return folder.Replace(home, managedFile, raw)
 }

@@ -2,19 +2,17 @@ package opencode
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
-	"syscall"
 
+	"github.com/agentpod/agentpod/container/internal/folder"
 	"github.com/agentpod/agentpod/shared/guest"
 )
 
@@ -58,7 +56,7 @@ func changes(root *os.Root, cfg guest.Config) ([]string, error) {
 	}
 	var keys []string
 	for key, content := range want {
-		if same, err := holds(root, key, content); err != nil {
+		if same, err := folder.Holds(root, key, content); err != nil {
 			return nil, err
 		} else if !same {
 			keys = append(keys, key)
@@ -97,25 +95,6 @@ func present(root *os.Root) ([]string, error) {
 	return keys, nil
 }
 
-// holds reports whether the file has exactly this content.
-func holds(root *os.Root, key string, content []byte) (bool, error) {
-	// O_NONBLOCK: somebody inside may have put a FIFO there.
-	f, err := root.OpenFile(filepath.FromSlash(key), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return false, nil // what cannot be read is written anew
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(content)) {
-		return false, nil
-	}
-	have, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
-	if err != nil {
-		return false, fmt.Errorf("compare %s: %w", key, err)
-	}
-	return bytes.Equal(have, content), nil
-}
-
 // render makes the files of keys what cfg wants them to be.
 func render(root *os.Root, cfg guest.Config, keys []string) error {
 	want := wanted(cfg)
@@ -127,33 +106,9 @@ func render(root *os.Root, cfg guest.Config, keys []string) error {
 			}
 			continue
 		}
-		if err := replace(root, key, content); err != nil {
+		if err := folder.Replace(root, key, content); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// replace writes a file atomically, mode 0600: configs may hold credentials.
-func replace(root *os.Root, key string, content []byte) error {
-	dir := path.Dir(key)
-	if err := root.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the folder of %s: %w", key, err)
-	}
-	if info, err := root.Lstat(key); err == nil && info.IsDir() {
-		if err := root.RemoveAll(key); err != nil {
-			return fmt.Errorf("clear %s: %w", key, err)
-		}
-	}
-	// A dot and an extension that nothing loads, should it be left behind.
-	temp := path.Join(dir, "."+rand.Text()+".tmp")
-	if err := root.WriteFile(temp, content, 0o600); err != nil {
-		_ = root.Remove(temp)
-		return fmt.Errorf("write %s: %w", key, err)
-	}
-	if err := root.Rename(temp, key); err != nil {
-		_ = root.Remove(temp)
-		return fmt.Errorf("put %s in place: %w", key, err)
 	}
 	return nil
 }
@@ -178,12 +133,12 @@ func seedPlugin(root *os.Root, pluginDir string, always bool) error {
 		if err != nil {
 			return fmt.Errorf("read the plugin package of the image: %w", err)
 		}
-		if same, err := holds(root, name, content); err != nil {
+		if same, err := folder.Holds(root, name, content); err != nil {
 			return err
 		} else if same {
 			continue
 		}
-		if err := replace(root, name, content); err != nil {
+		if err := folder.Replace(root, name, content); err != nil {
 			return err
 		}
 	}

@@ -79,10 +79,34 @@ func (s *Server) stop(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := lasting(r, stopTimeout)
 	defer cancel()
-	if err := s.OpenCode.Stop(ctx, grace); err != nil {
+	err := s.OpenCode.Stop(ctx, grace)
+	// What ran may have touched the mark last, and a stop of the container follows.
+	s.Mark.Renew()
+	if err != nil {
 		return err
 	}
 	return s.status(w, r)
+}
+
+func (s *Server) mark(w http.ResponseWriter, _ *http.Request) error {
+	status, err := s.Mark.Status()
+	if err != nil {
+		return err
+	}
+	s.reply(w, http.StatusOK, status)
+	return nil
+}
+
+func (s *Server) giveMark(w http.ResponseWriter, r *http.Request) error {
+	var mark guest.Mark
+	if err := readJSON(w, r, &mark); err != nil {
+		return err
+	}
+	if err := s.Mark.Give(mark); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {

@@ -66,12 +66,20 @@ type Files interface {
 	Remove(name string) error
 }
 
+// Mark is the mark of the disk. Errors are *sandbox.Error. See the package mark.
+type Mark interface {
+	Status() (guest.MarkStatus, error)
+	Give(mark guest.Mark) error
+	Renew()
+}
+
 // Server is the handler. All fields are required.
 type Server struct {
 	OpenCode OpenCode
 	Commands Commands
 	Files    Files
 	Tree     Tree
+	Mark     Mark
 	// Token is the SHA-256 of the token that every request has to carry.
 	Token [sha256.Size]byte
 	Log   *slog.Logger
@@ -114,6 +122,8 @@ func (s *Server) Handler() http.Handler {
 		{http.MethodPost, guest.RouteStart, s.start},
 		{http.MethodPut, guest.RouteConfig, s.config},
 		{http.MethodPost, guest.RouteStop, s.stop},
+		{http.MethodGet, guest.RouteMark, s.mark},
+		{http.MethodPut, guest.RouteMark, s.giveMark},
 		{http.MethodPost, guest.RouteExec, bounded(execs, s.exec)},
 		{http.MethodGet, guest.RouteFiles, bounded(transfers, s.readFile)},
 		{http.MethodPut, guest.RouteFiles, bounded(transfers, s.writeFile)},
@@ -127,7 +137,7 @@ func (s *Server) Handler() http.Handler {
 	}
 	for _, path := range []string{
 		guest.RouteStatus, guest.RouteOpenCode, guest.RouteStart, guest.RouteConfig, guest.RouteStop, guest.RouteExec, guest.RouteFiles,
-		guest.RouteTree, guest.RouteTreeRead, guest.RouteTreeRestore,
+		guest.RouteTree, guest.RouteTreeRead, guest.RouteTreeRestore, guest.RouteMark,
 	} {
 		mux.Handle(path, s.wrap(wrongMethod))
 	}

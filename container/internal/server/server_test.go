@@ -32,6 +32,8 @@ type stub struct {
 	mode    fs.FileMode
 	hold    chan struct{} // what keeps a command and a removal from ending
 	begun   chan struct{}
+	given   guest.Mark
+	renewed int
 }
 
 func (s *stub) wait() {
@@ -77,10 +79,20 @@ func (s *stub) Write(_ string, mode fs.FileMode, content io.Reader) error {
 }
 func (s *stub) Remove(string) error { s.wait(); return s.err }
 
+// marks is a stub's mark of the disk.
+type marks struct{ s *stub }
+
+func (m marks) Status() (guest.MarkStatus, error) {
+	return guest.MarkStatus{Mark: guest.Mark{Incarnation: "abc", Generation: 2}}, m.s.err
+}
+
+func (m marks) Give(mark guest.Mark) error { m.s.given = mark; return m.s.err }
+func (m marks) Renew()                     { m.s.renewed++ }
+
 func ask(t *testing.T, s *stub, method, target, body, bearer string) (*http.Response, string) {
 	t.Helper()
 	srv := &server.Server{
-		OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
+		OpenCode: s, Commands: s, Files: s, Mark: marks{s}, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
 	}
 	req := httptest.NewRequestWithContext(t.Context(), method, target, strings.NewReader(body))
 	req.Host = "127.0.0.1:4095"
@@ -118,6 +130,12 @@ func TestRoutes(t *testing.T) {
 		"a mode that is none":   {&stub{}, "PUT", "/v1/files?path=a&mode=999", "x", good, 400, "invalid_request"},
 		"a mode that is setuid": {&stub{}, "PUT", "/v1/files?path=a&mode=4755", "x", good, 400, "invalid_request"},
 		"an empty command":      {&stub{}, "POST", "/v1/exec", "{}", good, 400, "invalid_request"},
+		"the mark":              {&stub{}, "GET", "/v1/mark", "", good, 200, ""},
+		"a mark":                {&stub{}, "PUT", "/v1/mark", `{"incarnation":"a","generation":1}`, good, 204, ""},
+		"a mark, disk full":     {full, "PUT", "/v1/mark", "{}", good, 503, "disk_full"},
+		"a mark without JSON":   {&stub{}, "PUT", "/v1/mark", "{", good, 400, "invalid_request"},
+		"a mark, no token":      {&stub{}, "PUT", "/v1/mark", "{}", "", 401, "unauthorized"},
+		"a mark, wrong method":  {&stub{}, "DELETE", "/v1/mark", "", good, 405, "method_not_allowed"},
 		"a removal":             {&stub{}, "DELETE", "/v1/files?path=a", "", good, 204, ""},
 		"a folder":              {&stub{}, "GET", "/v1/files?path=a", "", good, 200, ""},
 	} {
@@ -143,7 +161,7 @@ func TestRoutes(t *testing.T) {
 func TestOnlyLoopbackHostNamesAreServed(t *testing.T) {
 	s := &stub{}
 	srv := &server.Server{
-		OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
+		OpenCode: s, Commands: s, Files: s, Mark: marks{s}, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
 	}
 	for host, want := range map[string]int{
 		"127.0.0.1:4095": 200, "127.0.0.1": 200, "localhost:4095": 200, "LOCALHOST": 200, "[::1]:4095": 200, "[::1]": 200,
@@ -181,7 +199,7 @@ func TestCommandsAndTransfersAtOnceAreBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := &stub{hold: make(chan struct{}), begun: make(chan struct{})}
 			handler := (&server.Server{
-				OpenCode: s, Commands: s, Files: s, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
+				OpenCode: s, Commands: s, Files: s, Mark: marks{s}, Token: sha256.Sum256([]byte(token)), Log: slog.New(slog.DiscardHandler),
 			}).Handler()
 			send := func() int {
 				req := httptest.NewRequestWithContext(t.Context(), tc.method, tc.target, strings.NewReader(tc.body))
@@ -244,6 +262,26 @@ func TestAGraceIsBounded(t *testing.T) {
 		ask(t, s, "POST", "/v1/stop", body, "Bearer "+token)
 		if s.grace != want {
 			t.Errorf("%q gives %s, want %s", body, s.grace, want)
+		}
+	}
+}
+
+func TestTheMarkIsOneFlatObject(t *testing.T) {
+	s := &stub{}
+	if _, body := ask(t, s, "GET", "/v1/mark", "", "Bearer "+token); body != `{"incarnation":"abc","generation":2,"given":false}` {
+		t.Errorf("got %s", body)
+	}
+	ask(t, s, "PUT", "/v1/mark", `{"incarnation":"x","generation":9}`, "Bearer "+token)
+	if s.given != (guest.Mark{Incarnation: "x", Generation: 9}) {
+		t.Errorf("given %+v", s.given)
+	}
+}
+
+func TestAStopPutsTheMarkBackEvenIfItFails(t *testing.T) {
+	for _, s := range []*stub{{}, {err: errors.New("a process outlived SIGKILL")}} {
+		ask(t, s, "POST", "/v1/stop", "{}", "Bearer "+token)
+		if s.renewed != 1 {
+			t.Errorf("put back %d times", s.renewed)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/agentpod/agentpod/container/internal/mark"
 	"github.com/agentpod/agentpod/container/internal/tree"
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -50,11 +51,11 @@ func TestWhatNoSnapshotHoldsIsNotListed(t *testing.T) {
 	for _, name := range []string{
 		".cache/x", ".npm/x", ".local/share/opencode/log/x", ".local/share/opencode/auth.json",
 		".local/share/opencode/mcp-auth.json", ".local/state/agentpod/providers.json", ".config/opencode/node_modules/x",
-		".local/share/opencode/opencode.db-shm",
+		".local/share/opencode/opencode.db-shm", mark.File, mark.Temp,
 	} {
 		write(t, b.home, name, "secret")
 	}
-	kept := []string{"workspace/.cache/x", "workspace/node_modules/y", ".local/share/opencode/snapshot/z", "workspace/auth.json", ".cachet"}
+	kept := []string{"workspace/.cache/x", "workspace/node_modules/y", ".local/share/opencode/snapshot/z", "workspace/auth.json", ".cachet", "workspace/" + mark.File, mark.File + "s"}
 	for _, name := range kept {
 		write(t, b.home, name, "kept")
 	}
@@ -391,5 +392,37 @@ func TestADatabaseThatCannotBeCopiedIsAnErrorOfThatFile(t *testing.T) {
 	})
 	if err != nil || !errors.Is(got[databasePath], guest.ErrTreeFailed) || got["other"] != nil {
 		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestTheMarkOfTheDiskIsNeitherReadNorRestored(t *testing.T) {
+	b := newBox(t, home(t), "")
+	marks := []string{mark.File, mark.Temp}
+	for _, name := range marks {
+		write(t, b.home, name, "mine")
+	}
+	write(t, b.home, "other", "content")
+	read := map[string]error{}
+	err := b.ReadTree(t.Context(), append(marks, "other"), 100, func(path string, _ int64, r io.Reader) error {
+		_, read[path] = io.ReadAll(r)
+		return nil
+	})
+	if err != nil || !errors.Is(read[mark.File], guest.ErrTreeGone) || !errors.Is(read[mark.Temp], guest.ErrTreeGone) || read["other"] != nil {
+		t.Errorf("read %v, %v", read, err)
+	}
+	link := guest.RestoreEntry{TreeEntry: guest.TreeEntry{Path: mark.File, Type: guest.TreeSymlink, Target: "/"}}
+	done, err := b.RestoreTree(t.Context(), sequence(
+		file(mark.File, strings.Repeat("forged", 100<<10)), link, folder(mark.Temp), folder(mark.Temp+"/d"), file(mark.Temp+"/d/f", "x"),
+		file("next", "behind"), folder(mark.File+".moved-1")))
+	if err != nil || done.Files != 3 || done.Directories != 3 || done.Symlinks != 1 {
+		t.Errorf("restored %+v, %v", done, err)
+	}
+	for name, want := range map[string]string{mark.File: "mine", mark.Temp: "mine", "next": "behind"} {
+		if raw, err := os.ReadFile(filepath.Join(b.home, name)); err != nil || string(raw) != want {
+			t.Errorf("%s has %q, %v", name, raw, err)
+		}
+	}
+	if got, _ := list(t, b); len(got) != 3 || got["next"].Size != 6 || got["other"].Size != 7 || got[mark.File+".moved-1"].Type == "" {
+		t.Errorf("listed %v", got)
 	}
 }

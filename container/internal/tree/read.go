@@ -68,6 +68,9 @@ func (t *Tree) Read(ctx context.Context, live bool, paths []string, w io.Writer)
 }
 
 func (t *Tree) read(ctx context.Context, live bool, at *cursor, path string, s *sender) error {
+	if isMark(path) {
+		return s.file(guest.TreeGone, 0, "")
+	}
 	if live && path == database {
 		copied, done, err := t.copyDatabase(ctx)
 		if err != nil {

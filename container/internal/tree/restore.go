@@ -21,7 +21,8 @@ import (
 // What is at a path is replaced, never followed; a folder that is there is kept
 // with what is in it and gets the mode and time of its entry, and one that is
 // not empty gives way to nothing else (conflict). Folders get their modes and
-// times when all is written. setgid is what the kernel leaves of it.
+// times when all is written. setgid is what the kernel leaves of it. An entry at
+// the place of the disk's mark is counted and not written.
 func (t *Tree) Restore(ctx context.Context, r io.Reader) (guest.Restored, error) {
 	w := writer{t: t, r: r, at: cursor{t: t}, buf: make([]byte, guest.MaxFrame)}
 	defer w.at.close()
@@ -42,6 +43,7 @@ func (t *Tree) Restore(ctx context.Context, r io.Reader) (guest.Restored, error)
 		if err != nil {
 			return w.done, err
 		}
+		w.count(&e)
 		if err := w.entry(&e); err != nil {
 			return w.done, failure("restore "+strconv.QuoteToASCII(shown(e.Path)), err)
 		}
@@ -74,7 +76,22 @@ type folder struct {
 	modified int64
 }
 
+func (w *writer) count(e *guest.TreeEntry) {
+	switch e.Type {
+	case guest.TreeDirectory:
+		w.done.Directories++
+	case guest.TreeSymlink:
+		w.done.Symlinks++
+	default:
+		w.done.Files++
+		w.done.Bytes += e.Size
+	}
+}
+
 func (w *writer) entry(e *guest.TreeEntry) error {
+	if isMark(e.Path) {
+		return w.drop(e)
+	}
 	dir, base := split(e.Path)
 	parent, err := w.at.to(dir)
 	if err != nil {
@@ -82,15 +99,11 @@ func (w *writer) entry(e *guest.TreeEntry) error {
 	}
 	switch e.Type {
 	case guest.TreeDirectory:
-		w.done.Directories++
 		w.folders = append(w.folders, folder{e.Path, e.Mode, e.ModifiedNs})
 		return w.mkdir(parent, base)
 	case guest.TreeSymlink:
-		w.done.Symlinks++
 		return w.symlink(parent, base, e)
 	default:
-		w.done.Files++
-		w.done.Bytes += e.Size
 		return w.file(parent, base, e)
 	}
 }
@@ -161,12 +174,9 @@ func (w *writer) content(f *os.File, size int64) error {
 	var zeros [hole]byte
 	var offset, written int64
 	for offset < size {
-		kind, payload, err := guest.ReadFrame(w.r, w.buf)
+		payload, err := w.data(size - offset)
 		if err != nil {
-			return broken(err)
-		}
-		if kind != guest.FrameData || len(payload) == 0 || int64(len(payload)) > size-offset {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "the restore has other data than a file's size says")
+			return err
 		}
 		for len(payload) > 0 {
 			part := payload[:min(hole, len(payload))]
@@ -184,6 +194,30 @@ func (w *writer) content(f *os.File, size int64) error {
 		if err := f.Truncate(size); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
+	}
+	return nil
+}
+
+// data reads the next frame of a file of which left bytes are to come.
+func (w *writer) data(left int64) ([]byte, error) {
+	kind, payload, err := guest.ReadFrame(w.r, w.buf)
+	if err != nil {
+		return nil, broken(err)
+	}
+	if kind != guest.FrameData || len(payload) == 0 || int64(len(payload)) > left {
+		return nil, sandbox.Errorf(sandbox.CodeInvalidRequest, "the restore has other data than a file's size says")
+	}
+	return payload, nil
+}
+
+// drop reads an entry to its end and writes nothing.
+func (w *writer) drop(e *guest.TreeEntry) error {
+	for left := e.Size; left > 0; {
+		payload, err := w.data(left)
+		if err != nil {
+			return err
+		}
+		left -= int64(len(payload))
 	}
 	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/agentpod/agentpod/container/internal/mark"
 	"github.com/agentpod/agentpod/container/internal/process"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -36,12 +38,22 @@ func excluded(path string) bool {
 		".local/share/opencode/auth.json", ".local/share/opencode/mcp-auth.json",
 		// What sandboxd knows of that config. The config itself is not in the home.
 		scratch,
+		// What tells the sandbox's disk from another.
+		mark.File, mark.Temp,
 		// SQLite's shared memory, which it makes from the log.
 		database + "-shm":
 		return true
 	default:
 		return false
 	}
+}
+
+// isMark reports whether a path is the disk's mark or below it. A request that
+// names it is none of a gateway's, and a snapshot may have it from a home whose
+// mark was no mark yet.
+func isMark(path string) bool {
+	top, _, _ := strings.Cut(path, "/")
+	return top == mark.File || top == mark.Temp
 }
 
 // Tree is the home. It is safe for concurrent use; two restores at once must
