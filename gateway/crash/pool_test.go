@@ -27,7 +27,6 @@ func lives() map[string][]func(ctx context.Context, g *gateway, id string) error
 	return map[string][]func(context.Context, *gateway, string) error{
 		"it is deleted":                          {remove},
 		"it is archived and deleted":             {sleep(sandbox.TierArchived), remove},
-		"it is archived, woken and deleted":      {sleep(sandbox.TierArchived), wake, remove},
 		"its disk goes, it is woken and deleted": {sleep(sandbox.TierStopped), loseDisk, wake, remove},
 	}
 }
@@ -68,7 +67,7 @@ func lived(t *testing.T, w *world, g *gateway, tr trial, at point, id string, st
 	var err error
 	g.mortal(func() {
 		for _, step := range steps {
-			if g.dead() {
+			if g.wire.cut() != nil {
 				return
 			}
 			err = errors.Join(err, step(ctx, g, id))
@@ -78,8 +77,17 @@ func lived(t *testing.T, w *world, g *gateway, tr trial, at point, id string, st
 	if err != nil && !reached {
 		t.Fatalf("nothing failed, but: %v", err)
 	}
-	g = tr.recover(t, w, g)
+	if reached {
+		g = tr.recover(t, w, g)
+	} else {
+		g.end() // its fault is waiting for its call
+		g = w.boot(t)
+	}
 	check(t, g.Delete(ctx, id))
+	if tr.goesOn() && reached {
+		g.end()
+		g = w.boot(t)
+	}
 	soon(ctx, t, func() string {
 		volumes, err := w.engine.Volumes(ctx)
 		check(t, err)
@@ -98,9 +106,7 @@ func lived(t *testing.T, w *world, g *gateway, tr trial, at point, id string, st
 func ahead(ctx context.Context, t *testing.T, w *world, g *gateway) *gateway {
 	t.Helper()
 	g.end()
-	w.change = func(s *lifecycle.Settings) {
-		s.Pool.Size, s.Pool.Pause, s.ReconcileEvery = 1, time.Hour, 10*time.Millisecond
-	}
+	w.change = func(s *lifecycle.Settings) { s.Pool.Size, s.Pool.Pause = 1, time.Hour }
 	const ready = "a sandbox is ready ahead"
 	before := strings.Count(w.logs.String(), ready)
 	g = w.boot(t)
