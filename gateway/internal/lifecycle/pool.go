@@ -31,8 +31,13 @@ type Pool struct {
 	LookEvery, Retry time.Duration
 }
 
-// longestRetry bounds how seldom it is tried again.
-const longestRetry = 5 * time.Minute
+const (
+	// longestRetry bounds how seldom it is tried again.
+	longestRetry = 5 * time.Minute
+	// pauses is for how many times Pause boots one after another may keep the pool from
+	// being filled.
+	pauses = 10
+)
 
 // DefaultPool is what a gateway starts from; it is off.
 func DefaultPool() Pool {
@@ -90,6 +95,8 @@ type pool struct {
 	mu    sync.Mutex
 	known map[string]*member // by name, from before it exists until it is a sandbox's, or gone
 	ready []*member          // the newest last
+	// short is since when too few are ready; zero if enough are.
+	short time.Time
 	// busy is when something booted last; failures are those to make a member, one
 	// after another, and notBefore is when it is tried again.
 	busy      time.Time
@@ -167,7 +174,15 @@ func (p *pool) tend(ctx context.Context) time.Duration {
 			young++
 		}
 	}
-	wait := max(time.Until(p.notBefore), p.set.Pause-time.Since(p.busy))
+	if young >= p.set.Size {
+		p.short = time.Time{}
+	} else if p.short.IsZero() {
+		p.short = time.Now()
+	}
+	wait := time.Until(p.notBefore)
+	if time.Since(p.short) < pauses*p.set.Pause {
+		wait = max(wait, p.set.Pause-time.Since(p.busy))
+	}
 	p.mu.Unlock()
 	switch {
 	case young >= p.set.Size:

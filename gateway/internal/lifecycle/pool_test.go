@@ -493,3 +493,17 @@ func TestADeleteOfWhatCannotBeReadRemovesAPoolsVolume(t *testing.T) {
 		t.Errorf("left behind: %v, %v", w.containers, w.volumes)
 	}
 }
+
+func TestBootsWithoutAPauseDoNotKeepThePoolEmptyForEver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(restless, func(s *Settings) { s.Pool.Pause = 20 * time.Millisecond })
+	w.pooled(m, 1)
+	if m.pool.take() == nil {
+		t.Fatal("nothing is ready ahead")
+	}
+	until(t, "another is ready ahead", func() bool {
+		m.pool.stir()
+		return len(m.ahead()) == 1
+	})
+}
