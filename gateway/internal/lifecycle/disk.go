@@ -10,6 +10,10 @@ import (
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
+// maxGeneration is more than there ever are: such a mark is not the gateway's, and
+// could not be counted up.
+const maxGeneration = 1 << 53
+
 // confirmDisk makes sure that the disk which a run of a container is on is the
 // sandbox's, before anything but sandboxd runs on it: an engine makes a volume that is
 // gone anew at the mount, and its empty home would become the newest snapshot. It goes
@@ -24,30 +28,37 @@ func (m *Manager) confirmDisk(ctx context.Context, b *box, cont Container, g *gu
 	incarnation, expected := b.rec.Incarnation, max(b.rec.Generation, b.generation)
 	fresh := b.rec.Phase == PhaseCreating || b.volume != "" // made for this very run
 	b.mu.Unlock()
-	has, err := g.Mark(ctx)
-	switch {
-	case sandbox.HasCode(err, sandbox.CodeUnsupported):
-		return nil // of an image from before marks; its next container is not
-	case err != nil:
-		return atStep(ctx, "disk", err)
-	case has.Given && has.Incarnation == incarnation:
-		b.marked(has.Generation)
-		return nil
-	case fresh || expected == 0: // nothing is expected of a new disk, or one of a former gateway
-	case has.Incarnation != incarnation || has.Generation < expected:
-		m.log.ErrorContext(ctx, "a disk is not the sandbox's and is not used", "containerId", cont.ID, "volume", cont.Volume,
-			"generation", has.Generation, "expected", expected, "sameSandbox", has.Incarnation == incarnation)
-		m.endRun(ctx, b, cont)
-		return errNoDisk
-	}
 	next := expected + 1
-	if has.Incarnation == incarnation {
-		next = max(next, has.Generation+1)
+	if !fresh { // of a new disk nothing is expected
+		has, err := g.Mark(ctx)
+		switch {
+		case sandbox.HasCode(err, sandbox.CodeUnsupported):
+			return nil // of an image from before marks; its next container is not
+		case err != nil:
+			return atStep(ctx, "disk", err)
+		case has.Given && has.Incarnation == incarnation:
+			b.marked(has.Generation)
+			return nil
+		case expected > 0 && (has.Incarnation != incarnation || has.Generation < expected), has.Generation >= maxGeneration:
+			m.log.ErrorContext(ctx, "a disk is not the sandbox's and is not used", "containerId", cont.ID, "volume", cont.Volume,
+				"generation", has.Generation, "expected", expected, "sameSandbox", has.Incarnation == incarnation)
+			m.endRun(ctx, b, cont)
+			return errNoDisk
+		case has.Incarnation == incarnation:
+			next = max(next, has.Generation+1)
+		}
 	}
-	if err := g.PutMark(ctx, guest.Mark{Incarnation: incarnation, Generation: next}); err != nil {
+	err := g.PutMark(ctx, guest.Mark{Incarnation: incarnation, Generation: next})
+	switch {
+	case err == nil:
+		b.marked(next)
+	case sandbox.HasCode(err, sandbox.CodeUnsupported):
+	case sandbox.HasCode(err, sandbox.CodeDiskFull) && !fresh:
+		// It is the sandbox's, and its owner has to get in to make room.
+		m.log.WarnContext(ctx, "a disk is too full for its next mark", "containerId", cont.ID, "error", err)
+	default:
 		return atStep(ctx, "disk", err)
 	}
-	b.marked(next)
 	return nil
 }
 

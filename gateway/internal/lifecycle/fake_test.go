@@ -40,6 +40,7 @@ type world struct {
 	tokens     map[string]string     // containers by the hash of their token
 	marks      map[string]guest.Mark // by volume
 	given      map[Run]bool          // runs whose disk was given a mark
+	diskFull   bool                  // so that none can be given
 	records    map[string]Stored
 	snapshots  map[string][]Snapshot // by sandbox id, the newest first
 	mirrors    map[string]bool
@@ -671,6 +672,12 @@ func (w *world) serveMark(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodPut {
+		if w.diskFull {
+			rw.Header().Set("Content-Type", "application/json")
+			rw.WriteHeader(sandbox.CodeDiskFull.Status())
+			_ = json.NewEncoder(rw).Encode(guest.ErrorBody{Error: "full", Code: string(sandbox.CodeDiskFull)})
+			return
+		}
 		var mark guest.Mark
 		_ = json.NewDecoder(r.Body).Decode(&mark)
 		w.marks[c.Volume], w.given[c.Run()] = mark, true

@@ -124,10 +124,14 @@ func (m *Manager) pause(ctx context.Context, cont Container) (paused bool, err e
 	}
 }
 
+// observeTimeout bounds one question to the engine after a call that has taken long
+// already: whoever waits for that is not to wait for as long again.
+const observeTimeout = 10 * time.Second
+
 // observed is what the engine says of a container after a call whose end is not
 // known. It is asked in a time of its own, as that call may have used up its own.
 func (m *Manager) observed(ctx context.Context, id string) (Container, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.settings.Deadlines.Engine)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(observeTimeout, m.settings.Deadlines.Engine))
 	defer cancel()
 	return m.runtime.Inspect(ctx, id)
 }

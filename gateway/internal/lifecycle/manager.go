@@ -157,13 +157,13 @@ type box struct {
 	cont     Container
 	link     Link
 	guest    *guest.Client
-	attached bool            // sandboxd has confirmed OpenCode in this run
-	volume   string          // of a container that is being restored, not on record yet
+	attached bool   // sandboxd has confirmed OpenCode in this run
+	volume   string // of a container that is being restored, not on record yet
 	// generation is that of the mark which the disk was given last; the record's may
 	// be older.
 	generation int64
-	life     context.Context //nolint:containedctx // ends with the incarnation
-	end      context.CancelCauseFunc
+	life       context.Context //nolint:containedctx // ends with the incarnation
+	end        context.CancelCauseFunc
 	// lastActive is the last activity of any kind, lastRequest that of a caller;
 	// inUse counts the uses that have not ended.
 	lastActive  time.Time
@@ -187,15 +187,15 @@ type box struct {
 	descendAfter time.Time    // not sooner, as it has failed
 	failures     int          // to step down or to store, one after another
 	awaits       sandbox.Code // what was away when that failed last, such as the store
-	unanswered    int       // questions whether it is busy, one after another
-	synced        Synced    // as of the last sync
-	snapshot      *Snapshot // the newest
-	looking       bool      // lookAt is at it
-	shrunk        bool      // while it is frozen, its memory is in swap
-	shrinkAfter   time.Time // no sooner
-	nudged        bool      // Nudge is at it
-	restarts      int       // of OpenCode that are counted, of the run that is next
-	restartsOf    Run
+	unanswered   int          // questions whether it is busy, one after another
+	synced       Synced       // as of the last sync
+	snapshot     *Snapshot    // the newest
+	looking      bool         // lookAt is at it
+	shrunk       bool         // while it is frozen, its memory is in swap
+	shrinkAfter  time.Time    // no sooner
+	nudged       bool         // Nudge is at it
+	restarts     int          // of OpenCode that are counted, of the run that is next
+	restartsOf   Run
 
 	gone       bool // no longer in the manager's map
 	unwanted   bool // a delete was asked for

@@ -183,6 +183,7 @@ func TestADiskIsKnownByItsMark(t *testing.T) {
 		"it is as it was left":                {mark: func(m guest.Mark) guest.Mark { return m }, taken: true},
 		"it is newer than its record":         {mark: func(m guest.Mark) guest.Mark { m.Generation++; return m }, taken: true},
 		"it is an old copy":                   {mark: func(m guest.Mark) guest.Mark { m.Generation--; return m }},
+		"it has a mark that nobody gave":      {mark: func(m guest.Mark) guest.Mark { m.Generation = 1 << 62; return m }},
 		"it was made anew":                    {mark: func(guest.Mark) guest.Mark { return guest.Mark{} }},
 		"it is another sandbox's":             {mark: func(m guest.Mark) guest.Mark { m.Incarnation = "other"; return m }},
 		"it has none, of a former version":    {mark: func(guest.Mark) guest.Mark { return guest.Mark{} }, former: true, taken: true},
@@ -226,6 +227,21 @@ func TestADiskIsKnownByItsMark(t *testing.T) {
 				t.Errorf("deleted: %v, left are %s", err, w.left())
 			}
 		})
+	}
+}
+
+func TestADiskThatIsTooFullForAMarkIsUsed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierStopped)
+	w.mu.Lock()
+	w.diskFull = true
+	w.mu.Unlock()
+	w.mustUse(m, "a")
+	if w.count("Restore1") != 0 {
+		t.Error("another disk took its place")
 	}
 }
 

@@ -54,7 +54,7 @@ type Record struct {
 	// Generation is that of the mark which the disk has at least, 0 if it has none as
 	// it is of a gateway that did not give any.
 	Generation  int64  `json:"generation,omitempty"`
-	ContainerID string   `json:"containerId,omitempty"`
+	ContainerID string `json:"containerId,omitempty"`
 	// Tier is TierStopped or TierArchived if the newest snapshot is all that
 	// there is to the sandbox, and empty while its disk may hold more.
 	Tier sandbox.Tier `json:"tier,omitempty"`

@@ -75,12 +75,12 @@ type Runtime interface {
 // runtime's own settings.
 type Spec struct {
 	SandboxID string
-	Volume    string            // the home's volume
+	Volume    string // the home's volume
 	// Kept says that the volume must be there: what is on it is needed. If it is not,
 	// Create is ErrNoVolume. An engine may make a volume all the same that goes in the
 	// very moment, so the disk's mark is looked at after the start.
 	Kept bool
-	Env       map[string]string // no secret: it is seen by inspect
+	Env  map[string]string // no secret: it is seen by inspect
 	// Background has the container use the processors that no other one wants.
 	Background bool
 }
