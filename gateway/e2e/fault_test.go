@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -46,7 +47,7 @@ func (s *stubbed) remove() {
 // broken starts a gateway whose engine is behind a proxy that can be broken.
 func broken(t *testing.T, env ...string) (*gateway, *dockertest.Proxy) {
 	t.Helper()
-	engine := dockertest.Start(t)
+	engine := dockertest.Start(t, os.Getenv("DOCKER_HOST"))
 	env = append([]string{"SANDBOX_IMAGE=" + stub.image(t), "SANDBOX_MEMORY=256MiB", "DOCKER_HOST=" + engine.Host()}, env...)
 	return start(t, env...), engine
 }

@@ -85,7 +85,7 @@ func (m *Manager) endRun(ctx context.Context, b *box, cont Container) {
 const maxGivenUp = 3
 
 // giveUp keeps the record's disk, which is not the sandbox's any more.
-func (r *Record) giveUp() {
+func giveUp(r *Record) {
 	r.GivenUp = append(slices.Clone(r.GivenUp), r.Volume)
 	if over := len(r.GivenUp) - maxGivenUp; over > 0 {
 		r.Removing = append(slices.Clone(r.Removing), r.GivenUp[:over]...)

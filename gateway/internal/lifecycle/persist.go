@@ -162,7 +162,7 @@ func (m *Manager) storeFirst(ctx context.Context, b *box) error {
 			return err
 		}
 	}
-	run := m.persist(b, false)
+	run := m.persist(b, false) //nolint:contextcheck // it outlives the request
 	if run == nil {
 		return busyError(b.id) // it has ended meanwhile
 	}

@@ -155,7 +155,7 @@ func (m *Manager) verify(ctx context.Context, b *box) {
 		m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container was removed outside the gateway"))
 	case err != nil: // not known: the engine is asked again later
 	case (now.State == ContainerRunning || now.State == ContainerPaused) && now.Run() == cont.Run():
-		m.followPause(b, now)
+		m.followPause(b, now) //nolint:contextcheck // what it does is the sandbox's
 	case now.OOMKilled:
 		m.halt(b, cont.Run(), sandbox.EventSandboxStopped, errors.New("the container ran out of memory and was killed; raise SANDBOX_MEMORY"))
 	default:

@@ -55,7 +55,7 @@ func (m *Manager) fallBack(ctx context.Context, b *box) error {
 		})
 	}
 	if err := m.save(ctx, b, func(r *Record) {
-		r.giveUp()
+		giveUp(r)
 		r.Tier, r.ContainerID, r.Volume, r.Snapshot = sandbox.TierArchived, "", "", &all[0]
 	}); err != nil {
 		return err

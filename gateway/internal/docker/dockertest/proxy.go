@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// Proxy passes requests on to the engine of DOCKER_HOST. All methods are safe for
+// Proxy passes requests on to an engine. All methods are safe for
 // concurrent use.
 type Proxy struct {
 	socket   string
@@ -51,17 +51,18 @@ type Exchange struct {
 // Action is what a test does with a request instead of passing it on.
 type Action func(x *Exchange)
 
-// defaultSocket is where an engine is without DOCKER_HOST.
+// defaultSocket is where an engine is that nothing is said of.
 const defaultSocket = "/var/run/docker.sock"
 
-// Start starts a proxy; it ends with the test.
-func Start(t testing.TB) *Proxy {
+// Start starts a proxy of the engine at a unix:// address, empty for the usual one. It
+// ends with the test.
+func Start(t testing.TB, host string) *Proxy {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "engine") // a socket's path is short
+	dir, err := os.MkdirTemp("", "engine") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine := strings.TrimPrefix(os.Getenv("DOCKER_HOST"), "unix://")
+	engine := strings.TrimPrefix(host, "unix://")
 	if engine == "" {
 		engine = defaultSocket
 	}
