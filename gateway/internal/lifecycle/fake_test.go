@@ -41,6 +41,7 @@ type world struct {
 	marks      map[string]guest.Mark // by volume
 	given      map[Run]bool          // runs whose disk was given a mark
 	diskFull   bool                  // so that none can be given
+	collapsed  bool                  // homes shrink to nothing
 	records    map[string]Stored
 	snapshots  map[string][]Snapshot // by sandbox id, the newest first
 	mirrors    map[string]bool
@@ -500,7 +501,7 @@ func (k workspacesOf) Snapshot(ctx context.Context, ref Ref, g *guest.Client) (S
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	k.w.serial++
-	taken := Snapshot{ID: fmt.Sprint("snap", k.w.serial), CreatedAt: time.Now(), Files: 3, Bytes: 30}
+	taken := Snapshot{ID: fmt.Sprint("snap", k.w.serial), CreatedAt: time.Now(), Files: 3, Bytes: 30, Collapsed: k.w.collapsed}
 	k.w.snapshots[ref.SandboxID] = append([]Snapshot{taken}, k.w.snapshots[ref.SandboxID]...)
 	return taken, nil
 }

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -227,6 +228,25 @@ func TestADiskIsKnownByItsMark(t *testing.T) {
 				t.Errorf("deleted: %v, left are %s", err, w.left())
 			}
 		})
+	}
+}
+
+func TestAHomeThatShrinksToNothingIsTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierFrozen)
+	if told := w.told(); slices.Contains(told, "sandbox.error a") {
+		t.Errorf("told %v", told)
+	}
+	w.mu.Lock()
+	w.collapsed = true
+	w.mu.Unlock()
+	w.mustWork(m, "a")
+	w.mustHibernate(m, "a", sandbox.TierFrozen)
+	if told := w.told(); !slices.Contains(told, "sandbox.error a") {
+		t.Errorf("told %v", told)
 	}
 }
 
