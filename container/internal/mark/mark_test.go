@@ -188,7 +188,7 @@ func TestAGivenMarkIsPutBackWithinSeconds(t *testing.T) {
 		must(t, err)
 		time.Sleep(10 * time.Second)
 		if after, err := os.Stat(filepath.Join(home, mark.File)); err != nil || !os.SameFile(before, after) {
-			t.Errorf("a file that nobody touched was written again: %v", err)
+			t.Errorf("a file that did not change was written again: %v", err)
 		}
 		for name, harm := range map[string]func() error{
 			"removed":     func() error { return os.Remove(filepath.Join(home, mark.File)) },

@@ -663,7 +663,7 @@ func (w *world) serveGuest(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveMark is the mark of the disk of whoever is asked by its token.
+// serveMark answers for the disk of the container that has the request's token.
 func (w *world) serveMark(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -125,7 +125,7 @@ func (m *Manager) pause(ctx context.Context, cont Container) (paused bool, err e
 }
 
 // observeTimeout bounds one question to the engine after a call that has taken long
-// already: whoever waits for that is not to wait for as long again.
+// already: a request that waits for both must not wait twice as long.
 const observeTimeout = 10 * time.Second
 
 // observed is what the engine says of a container after a call whose end is not

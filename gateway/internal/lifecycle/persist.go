@@ -157,7 +157,7 @@ func (m *Manager) storeFirst(ctx context.Context, b *box) error {
 	if err := m.storeReady(ctx); err != nil {
 		return err
 	}
-	if g == nil { // nobody has asked for it since it was adopted
+	if g == nil { // no request came since it was adopted
 		if _, err := m.open(ctx, b, cont); err != nil {
 			return err
 		}

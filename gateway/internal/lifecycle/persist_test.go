@@ -184,7 +184,7 @@ func TestADiskIsKnownByItsMark(t *testing.T) {
 		"it is as it was left":                {mark: func(m guest.Mark) guest.Mark { return m }, taken: true},
 		"it is newer than its record":         {mark: func(m guest.Mark) guest.Mark { m.Generation++; return m }, taken: true},
 		"it is an old copy":                   {mark: func(m guest.Mark) guest.Mark { m.Generation--; return m }},
-		"it has a mark that nobody gave":      {mark: func(m guest.Mark) guest.Mark { m.Generation = 1 << 62; return m }},
+		"its mark is beyond all counts":       {mark: func(m guest.Mark) guest.Mark { m.Generation = 1 << 62; return m }},
 		"it was made anew":                    {mark: func(guest.Mark) guest.Mark { return guest.Mark{} }},
 		"it is another sandbox's":             {mark: func(m guest.Mark) guest.Mark { m.Incarnation = "other"; return m }},
 		"it has none, of a former version":    {mark: func(guest.Mark) guest.Mark { return guest.Mark{} }, former: true, taken: true},

@@ -24,7 +24,7 @@ func fill(tree *memTree, files, size int) {
 	}
 }
 
-// state is what a home has that nobody has worked in: more than any test's files.
+// state is what a home has before any work in it: more than any test's files.
 func state(tree *memTree) {
 	for _, dir := range []string{".local", ".local/share"} {
 		tree.dir(dir)

@@ -178,7 +178,7 @@ func (x *Exchange) Path() string { return x.Request.URL.Path }
 // Forward passes the request on. The engine's reply is kept.
 func (x *Exchange) Forward() *httptest.ResponseRecorder {
 	reply := httptest.NewRecorder()
-	// Whoever leaves: the engine has the request.
+	// The engine has the request, even if its caller leaves.
 	x.p.upstream.ServeHTTP(reply, x.Request.WithContext(context.WithoutCancel(x.Request.Context())))
 	return reply
 }
