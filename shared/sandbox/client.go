@@ -80,7 +80,8 @@ type Backend interface {
 	// that could mean another path to somebody further on is an invalid_path.
 	// Nothing but the request's context bounds how long an answer takes, and the
 	// body is the sandbox's, so the reader bounds it. Authorization and Cookie
-	// are replaced. Redirects are given back, not followed.
+	// are replaced. Redirects are given back, not followed. What a gateway answers
+	// in OpenCode's place, such as sandbox_not_found, is an *Error, not a reply.
 	OpenCode(id string) (transport http.RoundTripper, baseURL string, err error)
 
 	// UI returns a way into OpenCode's web UI for one browser. What it opens ends
