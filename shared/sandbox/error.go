@@ -66,6 +66,7 @@ const (
 	CodeStoreAway        Code = "store_unavailable"
 	CodeSettling         Code = "sandbox_settling"
 	CodeShuttingDown     Code = "shutting_down"
+	CodeClockSkew        Code = "clock_skew"
 	CodeUnsupported      Code = "unsupported"
 	CodeBackendFailed    Code = "backend_failed"
 	CodeBackendAway      Code = "backend_unavailable"
@@ -128,6 +129,7 @@ var statuses = map[Code]int{
 	CodeStoreAway:        http.StatusServiceUnavailable,
 	CodeSettling:         http.StatusServiceUnavailable,
 	CodeShuttingDown:     http.StatusServiceUnavailable,
+	CodeClockSkew:        http.StatusServiceUnavailable,
 	CodeUnsupported:      http.StatusNotImplemented,
 	CodeBackendFailed:    http.StatusBadGateway,
 	CodeBackendAway:      http.StatusServiceUnavailable,
