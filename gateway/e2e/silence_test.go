@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/linktest"
 )
 
 func TestACreateSurvivesASecondOfSilenceOfTheStore(t *testing.T) {
 	server := storetest.StartServer(t, storetest.ServerOptions{})
-	link := storetest.StartLink(t, server)
-	g := start(t, append(bucketOf(server), "S3_ENDPOINT="+link.Endpoint(), "SANDBOX_IMAGE="+stubImage(t, "./testdata/stubopencode"), "SANDBOX_MEMORY=256MiB")...)
+	link := linktest.Start(t, "tcp", server.Address)
+	g := start(t, append(bucketOf(server), "S3_ENDPOINT=http://"+link.Address(), "SANDBOX_IMAGE="+stubImage(t, "./testdata/stubopencode"), "SANDBOX_MEMORY=256MiB")...)
 	g.create(t, "before", nil)
 
 	link.Silence()

@@ -15,16 +15,18 @@ import (
 
 	"github.com/agentpod/agentpod/gateway/internal/store"
 	"github.com/agentpod/agentpod/gateway/internal/store/storetest"
+	"github.com/agentpod/agentpod/shared/linktest"
 )
 
 // recordTime is the deadline that lifecycle sets for writing a record.
 const recordTime = 10 * time.Second
 
 // linked returns a store over a link to a server, with some idle connections.
-func linked(t *testing.T, server *storetest.Server, prefix string) (*storetest.Link, store.Store) {
+func linked(t *testing.T, server *storetest.Server, prefix string) (*linktest.Link, store.Store) {
 	t.Helper()
-	link := storetest.StartLink(t, server)
-	settings := link.Settings()
+	link := linktest.Start(t, "tcp", server.Address)
+	settings := server.Settings()
+	settings.Endpoint = "http://" + link.Address()
 	settings.Prefix, settings.PartSize = prefix, 5<<20
 	r := store.NewRetrier(newS3(t, settings), store.Policy{})
 	crowd(t, r)
@@ -138,8 +140,8 @@ func TestASilenceOfTheStoreIsSurvivedWithinACallersDeadline(t *testing.T) {
 	large := storetest.Content(1, 11<<20)
 	var group sync.WaitGroup // not subtests in parallel: most of the time all of them wait
 	var check []func()
-	for kind, fallSilent := range map[string]func(*storetest.Link){
-		"silent": (*storetest.Link).Silence, "replies lost": (*storetest.Link).LoseReplies,
+	for kind, fallSilent := range map[string]func(*linktest.Link){
+		"silent": (*linktest.Link).Silence, "replies lost": (*linktest.Link).LoseReplies,
 	} {
 		for _, lasts := range []time.Duration{time.Second, 5 * time.Second} {
 			for what := range calls("", large) {

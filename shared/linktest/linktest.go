@@ -1,4 +1,6 @@
-package storetest
+// Package linktest gives tests a way to a server that can fall silent, as a network
+// does that loses everything.
+package linktest
 
 import (
 	"context"
@@ -7,17 +9,15 @@ import (
 	"net"
 	"sync"
 	"testing"
-
-	"github.com/agentpod/agentpod/gateway/internal/store"
 )
 
-// Link is a way to a Server that can fall silent: it accepts connections and
+// Link is a way to a server that can fall silent: it accepts connections and
 // carries nothing. What it cut stays cut: a connection from before or during the
 // silence stays open and is never answered again. Its methods can be called
 // concurrently.
 type Link struct {
-	server   *Server
-	listener net.Listener
+	network, address string // of the server
+	listener         net.Listener
 	ended    chan struct{} // closed when the test is over
 	group    sync.WaitGroup
 
@@ -42,14 +42,15 @@ type wire struct {
 	client, server net.Conn
 }
 
-// StartLink opens a way to a server. The test's clean-up closes it.
-func StartLink(t testing.TB, server *Server) *Link {
+// Start opens a way to a server at an address of a network, such as "tcp" or "unix".
+// The test's clean-up closes it.
+func Start(t testing.TB, network, address string) *Link {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &Link{server: server, listener: listener, ended: make(chan struct{}), wires: map[*wire]struct{}{}}
+	l := &Link{network: network, address: address, listener: listener, ended: make(chan struct{}), wires: map[*wire]struct{}{}}
 	l.group.Go(l.accept)
 	t.Cleanup(func() {
 		close(l.ended)
@@ -64,15 +65,8 @@ func StartLink(t testing.TB, server *Server) *Link {
 	return l
 }
 
-// Settings returns how to reach the server's bucket over the link.
-func (l *Link) Settings() store.S3Settings {
-	settings := l.server.Settings()
-	settings.Endpoint = l.Endpoint()
-	return settings
-}
-
-// Endpoint is the URL of the link.
-func (l *Link) Endpoint() string { return "http://" + l.listener.Addr().String() }
+// Address is the host and port to dial instead of the server's.
+func (l *Link) Address() string { return l.listener.Addr().String() }
 
 // Silence cuts all connections, and those that come, in both directions, until
 // Speak.
@@ -111,7 +105,7 @@ func (l *Link) accept() {
 		if err != nil {
 			return
 		}
-		server, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", l.server.Address)
+		server, err := (&net.Dialer{}).DialContext(context.Background(), l.network, l.address)
 		if err != nil {
 			_ = client.Close()
 			continue
