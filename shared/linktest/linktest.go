@@ -18,8 +18,8 @@ import (
 type Link struct {
 	network, address string // of the server
 	listener         net.Listener
-	ended    chan struct{} // closed when the test is over
-	group    sync.WaitGroup
+	ended            chan struct{} // closed when the test is over
+	group            sync.WaitGroup
 
 	mu      sync.Mutex
 	state   linkState

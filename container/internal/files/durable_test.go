@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,15 +47,16 @@ func (d *disk) sync(f *os.File) error {
 // listing is what the home has, with the contents of its files.
 func (d *disk) listing() string {
 	var all []string
-	err := filepath.WalkDir(d.home, func(path string, e os.DirEntry, err error) error {
-		switch name := strings.TrimPrefix(path, d.home); {
+	home := os.DirFS(d.home)
+	err := fs.WalkDir(home, ".", func(name string, e fs.DirEntry, err error) error {
+		switch {
 		case err != nil || e.IsDir():
 			return err
 		case strings.HasSuffix(name, ".tmp"):
-			all = append(all, filepath.Dir(name)+"/TEMPORARY")
+			all = append(all, "/"+path.Dir(name)+"/TEMPORARY")
 		default:
-			content, err := os.ReadFile(path)
-			all = append(all, name+"="+string(content))
+			content, err := fs.ReadFile(home, name)
+			all = append(all, "/"+name+"="+string(content))
 			return err
 		}
 		return nil
