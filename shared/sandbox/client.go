@@ -191,7 +191,11 @@ const maxHeaderBytes = 256 << 10
 // newTransport makes the transport of a client: it knows no proxy setting, asks
 // for no compression, so that bodies stay as they are, and bounds headers.
 func newTransport() *http.Transport {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	// A turn is silent for minutes, so only the network itself can tell a peer that is
+	// gone: within half a minute.
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}
 	return &http.Transport{
 		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    10 * time.Second,

@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/agentpod/agentpod/shared/linktest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 	"github.com/agentpod/agentpod/shared/sandbox/clienttest"
 )
@@ -562,5 +564,33 @@ func TestOfTwoThatAnswerOnOpenCodesPathTheGatewayIsKnownByItsMark(t *testing.T) 
 		if err := worker.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestADeadlineTakesTheSilentConnectionsWithIt(t *testing.T) {
+	t.Parallel()
+	address := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"status":"ok"}`) })
+	link := linktest.Start(t, "tcp", strings.TrimPrefix(address, "http://"))
+	c := newGateway(t, "http://"+link.Address(), sandbox.ClientSettings{Deadlines: sandbox.Deadlines{Probe: 2 * time.Second}})
+	crowd := func() {
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				if err := c.Health(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+	}
+	crowd()
+	link.Silence()
+	if err := c.Health(t.Context()); !sandbox.HasCode(err, sandbox.CodeDeadline) {
+		t.Fatalf("while nothing is heard: %v", err)
+	}
+	link.Speak()
+	crowd()
+	if n := link.Late(); n != 0 {
+		t.Errorf("%d requests after the silence were sent on connections that it had cut", n)
 	}
 }
