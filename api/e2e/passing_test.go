@@ -38,7 +38,7 @@ func frontEngine(t *testing.T) (front *engineFront, host string) {
 		return (&net.Dialer{}).DialContext(ctx, network, address)
 	}}
 	front = &engineFront{}
-	real := &httputil.ReverseProxy{
+	engineItself := &httputil.ReverseProxy{
 		Transport: transport, FlushInterval: -1,
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "engine"}) },
 	}
@@ -50,7 +50,7 @@ func frontEngine(t *testing.T) (front *engineFront, host string) {
 			_ = json.NewEncoder(w).Encode(map[string]string{"message": "transport is closing: unavailable"})
 			return
 		}
-		real.ServeHTTP(w, r)
+		engineItself.ServeHTTP(w, r)
 	}))
 	t.Cleanup(func() {
 		server.CloseClientConnections()

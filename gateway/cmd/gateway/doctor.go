@@ -486,12 +486,12 @@ func (x *examination) apiClock(ctx context.Context) (string, error) {
 	before := time.Now().Truncate(time.Second)
 	resp, err := client.Do(req)
 	if err != nil {
-		return goesTo + ", where nothing answers yet", nil //nolint:nilerr // it may be started later
+		return goesTo + ", where nothing answers yet", nil // it may be started later
 	}
 	defer resp.Body.Close()
 	at, err := http.ParseTime(resp.Header.Get("Date"))
 	if err != nil {
-		return goesTo + ", which does not say its time", nil //nolint:nilerr // a proxy may have taken it out
+		return goesTo + ", which does not say its time", nil // a proxy may have taken it out
 	}
 	if _, err := doctor.Clock("the API", at, before, time.Now()); err != nil {
 		return "", err

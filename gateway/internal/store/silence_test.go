@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -76,7 +77,7 @@ func calls(match store.ETag, large []byte) map[string]call {
 		}
 		begun()
 		rest, err := io.ReadAll(body)
-		if err == nil && !bytes.Equal(append(head, rest...), want) {
+		if err == nil && !bytes.Equal(slices.Concat(head, rest), want) {
 			err = fmt.Errorf("%d bytes came that are something else", len(head)+len(rest))
 		}
 		return err
