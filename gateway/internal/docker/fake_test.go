@@ -264,7 +264,8 @@ func TestTheEnginesWordsBecomeCodes(t *testing.T) {
 		"a file limit it cannot give": {start, 500, oci + "error during container init: error setting rlimits for ready process: error setting rlimit type 7: operation not permitted: unknown", sandbox.CodeBootFailed},
 		"anything else at create":     {create, 500, "something with /var/lib/secret in it", sandbox.CodeBootFailed},
 		"anything else at start":      {start, 500, "something with /var/lib/secret in it", sandbox.CodeBootFailed},
-		// What a 20.10 answered while it, or its containerd, was killed.
+		// What a 20.10 answered while it, or its containerd, was killed: the first four were
+		// seen, the others are what its parts say when they are closed.
 		"a containerd that is gone":    {start, 500, `connection error: desc = "transport: Error while dialing dial unix /run/containerd/containerd.sock: connect: connection refused": unavailable`, sandbox.CodeEngineAway},
 		"a containerd that is silent":  {start, 500, `connection error: desc = "transport: Error while dialing dial unix:///run/containerd/containerd.sock: timeout": unavailable`, sandbox.CodeEngineAway},
 		"an engine that is going down": {start, 500, "transport is closing: unavailable", sandbox.CodeEngineAway},
