@@ -17,9 +17,8 @@ const (
 	// answerTime is how long the first try of a small request waits for its
 	// answer. Each further try waits twice as long, up to longestSilence.
 	answerTime = 2 * time.Second
-	// workTime is added for requests whose answer takes work: assembling the parts
-	// of an object, or deleting many.
-	workTime       = 20 * time.Second
+	// deleteTime is added for a request that deletes up to a thousand objects.
+	deleteTime     = 8 * time.Second
 	longestSilence = time.Minute
 	// slowest is the rate in bytes a second below which a connection is given up.
 	// The kernel takes up to inFlight bytes from a request before they are sent.
@@ -33,8 +32,12 @@ var errSilent = errors.New("nothing moved for too long")
 // patience is how long a request may go without a byte moving.
 func patience(req *http.Request) time.Duration {
 	wait := answerTime
-	if query := req.URL.Query(); req.Method == http.MethodPost && (query.Has("delete") || query.Has("uploadId")) {
-		wait += workTime
+	switch query := req.URL.Query(); {
+	case req.Method != http.MethodPost:
+	case query.Has("uploadId"): // a server may copy gigabytes to assemble the parts of an object
+		return longestSilence
+	case query.Has("delete"):
+		wait += deleteTime
 	}
 	if size := min(req.ContentLength, inFlight); size > 0 {
 		wait += time.Duration(size) * time.Second / slowest
@@ -49,6 +52,9 @@ func patience(req *http.Request) time.Duration {
 }
 
 type tryKey struct{}
+
+// alone is how patient a call is that nobody tries again: as if tries came before.
+const alone = 2
 
 // withTry returns a context for a try that n others came before.
 func withTry(ctx context.Context, n int) context.Context {

@@ -93,7 +93,7 @@ func (s *S3) Probe(ctx context.Context) error {
 
 // Clock asks the server for its time, which it gives to the second, whoever asks.
 func (s *S3) Clock(ctx context.Context) (time.Time, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, s.settings.Endpoint, nil)
+	req, err := http.NewRequestWithContext(withTry(ctx, alone), http.MethodHead, s.settings.Endpoint, nil)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("asking %s for its time: %w", s.settings.Endpoint, err)
 	}

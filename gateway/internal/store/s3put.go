@@ -348,7 +348,7 @@ func (w *window) revoke() {
 // Sweep aborts uploads that were begun longer ago than age and never ended,
 // as a gateway leaves them that was killed. It returns how many.
 func (s *S3) Sweep(ctx context.Context, age time.Duration) (int, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(withTry(ctx, alone))
 	defer cancel() // ends the listing, if there is an error
 	swept := 0
 	for begun := range s.core.ListIncompleteUploads(ctx, s.settings.Bucket, s.settings.Prefix, true) {
