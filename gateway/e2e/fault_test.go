@@ -257,7 +257,7 @@ func TestAContainerThatIsPausedUnderARequestGoesOn(t *testing.T) {
 func TestAFreezeStoresFirstAndSaysWhatItCannotStore(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartServer(t, storetest.ServerOptions{})
-	g, _ := broken(t, inBucket(server)...)
+	g, _ := broken(t, bucketOf(server)...)
 	g.create(t, "cold", stays())
 	since := g.write(t, "cold", "f", "one")
 	g.hibernate(t, "cold", "frozen")
@@ -289,7 +289,7 @@ func TestAFreezeStoresFirstAndSaysWhatItCannotStore(t *testing.T) {
 func TestWorkIsStoredSoonAfterAnOutageOfTheStore(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartServer(t, storetest.ServerOptions{})
-	g, _ := broken(t, inBucket(server)...)
+	g, _ := broken(t, bucketOf(server)...)
 	g.create(t, "outage", stays())
 	eventually(t, "the new sandbox is stored", 30*time.Second, func() bool { return g.storedSince(t, "outage", time.Time{}) })
 	server.Stop(t)

@@ -26,11 +26,11 @@ import (
 // the test's own.
 func onS3(t *testing.T) []string {
 	t.Helper()
-	return inBucket(storetest.StartServer(t, storetest.ServerOptions{}))
+	return bucketOf(storetest.StartServer(t, storetest.ServerOptions{}))
 }
 
-// inBucket is the environment of a gateway whose store is a server's bucket.
-func inBucket(server *storetest.Server) []string {
+// bucketOf is the environment of a gateway whose store is the bucket of a server.
+func bucketOf(server *storetest.Server) []string {
 	return []string{
 		"S3_ENDPOINT=" + server.Endpoint, "S3_BUCKET=" + server.Bucket, "S3_REGION=us-east-1",
 		"S3_ACCESS_KEY_ID=" + server.AccessKey, "S3_SECRET_ACCESS_KEY=" + server.SecretKey,

@@ -34,6 +34,7 @@ var outward = map[string]bool{
 	"Public-Key-Pins": true, "Public-Key-Pins-Report-Only": true, "Refresh": true, "Report-To": true, "Reporting-Endpoints": true,
 	"Service-Worker-Allowed": true, "Set-Auth-Token": true, "Set-Cookie": true, "Set-Cookie2": true, "Set-Login": true, "Speculation-Rules": true,
 	"Strict-Transport-Security": true, "Use-As-Dictionary": true, "Www-Authenticate": true, "X-Accel-Redirect": true,
+	sandbox.ErrorHeader:    true, // what a sandbox says is no word of ours
 	"X-Lighttpd-Send-File": true, "X-Reproxy-Url": true, "X-Sendfile": true,
 }
 

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/agentpod/agentpod/shared/border"
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -63,7 +64,8 @@ func TestAReplyOnAHostOfItsOwnKeepsItsPolicyAndGetsOurs(t *testing.T) {
 	h := http.Header{
 		"Content-Security-Policy": {"default-src 'self'"}, "X-Frame-Options": {"ALLOWALL"}, "Set-Cookie": {"__Host-agentpod=x", "a=b; Domain=example.com"},
 		"Clear-Site-Data": {"*"}, "Service-Worker-Allowed": {"/"}, "Access-Control-Allow-Origin": {"*"}, "Strict-Transport-Security": {"max-age=1"}, "Alt-Svc": {"h3"},
-		"Location": {"http://inside:1/a"}, "Cache-Control": {"max-age=1"},
+		sandbox.ErrorHeader: {"sandbox_not_found"},
+		"Location":          {"http://inside:1/a"}, "Cache-Control": {"max-age=1"},
 	}
 	border.CleanResponse(h, border.Mount{Path: "/", Hosts: []string{"inside:1"}, OwnHost: true})
 	want := http.Header{

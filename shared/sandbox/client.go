@@ -80,7 +80,8 @@ type Backend interface {
 	// that could mean another path to somebody further on is an invalid_path.
 	// Nothing but the request's context bounds how long an answer takes, and the
 	// body is the sandbox's, so the reader bounds it. Authorization and Cookie
-	// are replaced. Redirects are given back, not followed.
+	// are replaced. Redirects are given back, not followed. What a gateway answers
+	// in OpenCode's place, such as sandbox_not_found, is an *Error, not a reply.
 	OpenCode(id string) (transport http.RoundTripper, baseURL string, err error)
 
 	// UI returns a way into OpenCode's web UI for one browser. What it opens ends
@@ -190,7 +191,11 @@ const maxHeaderBytes = 256 << 10
 // newTransport makes the transport of a client: it knows no proxy setting, asks
 // for no compression, so that bodies stay as they are, and bounds headers.
 func newTransport() *http.Transport {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	// A turn is silent for minutes, so only the network itself can tell a peer that is
+	// gone: within half a minute.
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}
 	return &http.Transport{
 		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    10 * time.Second,

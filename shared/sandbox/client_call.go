@@ -300,6 +300,7 @@ func (c *caller) failure(ctx context.Context, what string, err error) *Error {
 	err = c.clean(err)
 	switch ctxErr := ctx.Err(); {
 	case errors.Is(ctxErr, context.DeadlineExceeded):
+		c.closeIdle() // what silenced this connection silenced others: no later call waits for one
 		return Errorf(CodeDeadline, "%s did not answer in time", c.who).WithCause(errors.Join(ctxErr, err))
 	case ctxErr != nil:
 		return Errorf(CodeDeadline, "the call was given up before %s answered", c.who).WithCause(errors.Join(ctxErr, err))

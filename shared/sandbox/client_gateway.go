@@ -404,7 +404,12 @@ func (g *GatewayClient) DeleteFile(ctx context.Context, id, path string) error {
 
 // OpenCode implements Backend.
 func (g *GatewayClient) OpenCode(id string) (http.RoundTripper, string, error) {
-	return g.openCode(id)
+	to, base, err := g.openCode(id)
+	if err != nil {
+		return nil, "", err
+	}
+	to.marked = true
+	return to, base, nil
 }
 
 // Close implements Backend.

@@ -12,6 +12,8 @@ type openCodeTransport struct {
 	caller *caller
 	// base is what every request's address begins with.
 	scheme, host, prefix string
+	// marked says that the backend's own errors have ErrorHeader, and nothing else.
+	marked bool
 }
 
 func (c *caller) openCode(id string) (*openCodeTransport, string, error) {
@@ -45,6 +47,10 @@ func (t *openCodeTransport) RoundTrip(req *http.Request) (*http.Response, error)
 	resp, err := t.caller.transport.RoundTrip(out)
 	if err != nil {
 		return nil, t.caller.failure(req.Context(), "does not answer", err)
+	}
+	if t.marked && resp.Header.Get(ErrorHeader) != "" {
+		defer resp.Body.Close()
+		return nil, t.caller.refusal(req.Context(), resp).why
 	}
 	return resp, nil
 }

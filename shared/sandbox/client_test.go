@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/agentpod/agentpod/shared/linktest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 	"github.com/agentpod/agentpod/shared/sandbox/clienttest"
 )
@@ -498,5 +500,97 @@ func TestTheTransportIsForOneSandboxAtOneBackend(t *testing.T) {
 	}
 	if s.asked != 0 {
 		t.Errorf("sent %v", s.paths)
+	}
+}
+
+func TestOfTwoThatAnswerOnOpenCodesPathTheGatewayIsKnownByItsMark(t *testing.T) {
+	t.Parallel()
+	const words = `{"error":"there is no sandbox","code":"sandbox_not_found"}`
+	answers := map[string]struct {
+		status int
+		mark   string
+		want   sandbox.Code // empty: OpenCode's own, passed on
+	}{
+		"the gateway's 404":  {404, "sandbox_not_found", sandbox.CodeSandboxNotFound},
+		"OpenCode's 404":     {404, "", ""},
+		"the gateway's 503":  {503, "sandbox_not_found", sandbox.CodeSandboxNotFound},
+		"OpenCode's success": {200, "", ""},
+	}
+	for name, c := range answers {
+		address := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			if c.mark != "" {
+				w.Header().Set(sandbox.ErrorHeader, c.mark)
+			}
+			w.WriteHeader(c.status)
+			_, _ = io.WriteString(w, words)
+		})
+		gateway, base, err := newGateway(t, address, sandbox.ClientSettings{}).OpenCode("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		get := func(to http.RoundTripper, base string) (int, string, error) {
+			t.Helper()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/session", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := to.RoundTrip(req)
+			if err != nil {
+				return 0, "", err
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			return resp.StatusCode, string(body), err
+		}
+		status, body, err := get(gateway, base)
+		switch {
+		case c.want != "" && (!sandbox.HasCode(err, c.want) || !strings.Contains(err.Error(), "there is no sandbox")):
+			t.Errorf("%s: %d %v", name, status, err)
+		case c.want == "" && (err != nil || status != c.status || body != words):
+			t.Errorf("%s: %d %q %v", name, status, body, err)
+		}
+		// A worker passes on whatever a sandbox says, so there the mark means nothing.
+		worker, err := sandbox.NewWorker(sandbox.ClientSettings{BaseURL: address}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to, base, err := worker.OpenCode("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, body, err := get(to, base); err != nil || status != c.status || body != words {
+			t.Errorf("%s, from a worker: %d %q %v", name, status, body, err)
+		}
+		if err := worker.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestADeadlineTakesTheSilentConnectionsWithIt(t *testing.T) {
+	t.Parallel()
+	address := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"status":"ok"}`) })
+	link := linktest.Start(t, "tcp", strings.TrimPrefix(address, "http://"))
+	c := newGateway(t, "http://"+link.Address(), sandbox.ClientSettings{Deadlines: sandbox.Deadlines{Probe: 2 * time.Second}})
+	crowd := func() {
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				if err := c.Health(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+	}
+	crowd()
+	link.Silence()
+	if err := c.Health(t.Context()); !sandbox.HasCode(err, sandbox.CodeDeadline) {
+		t.Fatalf("while nothing is heard: %v", err)
+	}
+	link.Speak()
+	crowd()
+	if n := link.Late(); n != 0 {
+		t.Errorf("%d requests after the silence were sent on connections that it had cut", n)
 	}
 }

@@ -66,6 +66,7 @@ const (
 	CodeStoreAway        Code = "store_unavailable"
 	CodeSettling         Code = "sandbox_settling"
 	CodeShuttingDown     Code = "shutting_down"
+	CodeClockSkew        Code = "clock_skew"
 	CodeUnsupported      Code = "unsupported"
 	CodeBackendFailed    Code = "backend_failed"
 	CodeBackendAway      Code = "backend_unavailable"
@@ -128,6 +129,7 @@ var statuses = map[Code]int{
 	CodeStoreAway:        http.StatusServiceUnavailable,
 	CodeSettling:         http.StatusServiceUnavailable,
 	CodeShuttingDown:     http.StatusServiceUnavailable,
+	CodeClockSkew:        http.StatusServiceUnavailable,
 	CodeUnsupported:      http.StatusNotImplemented,
 	CodeBackendFailed:    http.StatusBadGateway,
 	CodeBackendAway:      http.StatusServiceUnavailable,
@@ -142,6 +144,25 @@ func (c Code) Status() int {
 	}
 	return http.StatusInternalServerError
 }
+
+// Passing tells whether the condition that a code stands for can pass by itself, so
+// that the same call may succeed later. The reply to a call that was acted on may
+// have been lost all the same: what must not be done twice is asked about first.
+func (c Code) Passing() bool {
+	switch c {
+	case CodeBackendAway, CodeEngineAway, CodeStoreAway, CodeShuttingDown, CodeSettling, CodeNoCapacity, CodeOpenCodeDown,
+		CodeTooManyRequests, CodeDeadline:
+		return true
+	default:
+		return false
+	}
+}
+
+// ErrorHeader is set, to the error's code, on every error that a gateway or an API
+// answers itself. No sandbox's reply carries it across, so on the paths below
+// /opencode/ it tells their errors from OpenCode's. A Cloudflare worker neither sets
+// nor removes it.
+const ErrorHeader = "X-Agentpod-Error"
 
 // DefaultRetryAfter is what a 429 or 503 advises when nothing better is known.
 const DefaultRetryAfter = 5 * time.Second

@@ -120,3 +120,28 @@ func TestTimesTravelInUTCWithMilliseconds(t *testing.T) {
 		t.Errorf("%s %v", raw, err)
 	}
 }
+
+func TestWhatPassesByItselfIsNeitherAMistakeNorAnEnd(t *testing.T) {
+	passing := map[sandbox.Code]bool{}
+	for _, code := range []sandbox.Code{
+		sandbox.CodeBackendAway, sandbox.CodeEngineAway, sandbox.CodeStoreAway, sandbox.CodeShuttingDown, sandbox.CodeSettling,
+		sandbox.CodeNoCapacity, sandbox.CodeOpenCodeDown, sandbox.CodeTooManyRequests, sandbox.CodeDeadline,
+	} {
+		passing[code] = true
+		if !code.Passing() {
+			t.Errorf("%s passes by itself", code)
+		}
+		if status := code.Status(); status < 500 && status != http.StatusTooManyRequests {
+			t.Errorf("%s is a %d, which says that the caller is at fault", code, status)
+		}
+	}
+	for _, code := range []sandbox.Code{
+		"", "no_such_code", sandbox.CodeInternal, sandbox.CodeInvalidRequest, sandbox.CodeSandboxNotFound, sandbox.CodeSandboxDeleted, sandbox.CodeBootFailed,
+		sandbox.CodeOpenCodeFailed, sandbox.CodeTurnDeadline, sandbox.CodeCloneFailed, sandbox.CodeConfigRejected, sandbox.CodeUnsupported, sandbox.CodeUnauthorized,
+		sandbox.CodeImageMissing, sandbox.CodeEngineTooOld, sandbox.CodeDiskFull, sandbox.CodeOutOfMemory, sandbox.CodeWorkspaceLost, sandbox.CodeBackendFailed,
+	} {
+		if code.Passing() {
+			t.Errorf("%q does not pass by itself", code)
+		}
+	}
+}

@@ -375,6 +375,9 @@ func (a *API) fail(err error, c echo.Context) {
 	if c.Response().Committed {
 		return
 	}
+	if said, ok := body.(sandbox.ErrorResponse); ok {
+		h.Set(sandbox.ErrorHeader, string(said.Code))
+	}
 	if after > 0 {
 		seconds := strconv.Itoa(int((after + time.Second - 1) / time.Second))
 		h.Set("Retry-After", seconds)

@@ -27,6 +27,7 @@ func (a *API) metrics(c echo.Context) error {
 const (
 	outcomeRefused = "refused" // what was given is wrong
 	outcomeLimited = "limited" // too many tries
+	outcomeClock   = "clock"   // the provider's clock is off
 )
 
 // events are the figures of what happens at the routes.
@@ -42,7 +43,7 @@ func newEvents() events {
 	}, "outcome", metrics.OK, outcomeRefused, outcomeLimited, metrics.Failed)
 	hooks, hookRows := metrics.Counters(prometheus.CounterOpts{
 		Name: "agentpod_webhook_received_total", Help: "What providers told of their sandboxes, by how it was taken.",
-	}, "outcome", metrics.OK, outcomeRefused, metrics.Failed)
+	}, "outcome", metrics.OK, outcomeRefused, outcomeClock, metrics.Failed)
 	return events{metrics.Group{signIns, hooks}, signInRows, hookRows}
 }
 
@@ -66,6 +67,8 @@ func (e events) told(err error) {
 	switch {
 	case err == nil:
 		e.hooks[metrics.OK].Inc()
+	case sandbox.HasCode(err, sandbox.CodeClockSkew):
+		e.hooks[outcomeClock].Inc()
 	case explain(err).Code.Status() < http.StatusInternalServerError:
 		e.hooks[outcomeRefused].Inc()
 	default:

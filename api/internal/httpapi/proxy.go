@@ -11,6 +11,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"github.com/agentpod/agentpod/api/internal/provider"
 	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
@@ -159,7 +160,7 @@ func (a *API) proxy(c echo.Context) error {
 		return errBody()
 	}
 	if e, ok := errors.AsType[*sandbox.Error](x.err); ok {
-		return e
+		return provider.Told(e)
 	}
 	return sandbox.Errorf(sandbox.CodeOpenCodeFailed, "OpenCode broke off or gave no valid HTTP reply").WithCause(x.err)
 }

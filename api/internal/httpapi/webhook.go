@@ -33,7 +33,8 @@ func (a *API) receive(c echo.Context) (err error) {
 	if err := decodeUpTo(c, &notice, maxNotice); err != nil {
 		return err
 	}
-	if err := a.Webhooks.Receive(c.Request().Context(), provider, notice); err != nil {
+	sent, _ := http.ParseTime(c.Request().Header.Get("Date")) // a worker does not say it
+	if err := a.Webhooks.Receive(c.Request().Context(), provider, sent, notice); err != nil {
 		return err //nolint:wrapcheck // the receiver says what it was doing
 	}
 	return c.JSON(http.StatusOK, map[string]bool{"success": true})

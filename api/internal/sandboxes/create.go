@@ -150,10 +150,23 @@ func (s *Service) begin(asked context.Context, row task.Sandbox, gitURL string) 
 	s.wg.Go(func() {
 		defer close(m.done)
 		defer cancel()
-		_, _, err := s.Raise(ctx, row, gitURL)
+		err := s.patiently(ctx, row, gitURL)
 		s.settle(row, m, err) //nolint:contextcheck // the making's own context may be over
 	})
 	return true
+}
+
+// patiently makes a sandbox, trying again what can pass. A worker cannot clone
+// twice, and nobody knows how far a create came.
+func (s *Service) patiently(ctx context.Context, row task.Sandbox, gitURL string) error {
+	patience := provider.Patience
+	if row.Provider == provider.Cloudflare && gitURL != "" {
+		patience = 0
+	}
+	return provider.Patiently(ctx, patience, func() error {
+		_, _, err := s.Raise(ctx, row, gitURL)
+		return err
+	}, nil)
 }
 
 // settle says in the record why a sandbox could not be made.

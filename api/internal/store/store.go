@@ -113,7 +113,10 @@ func connect(databaseURL string) (*sql.DB, string, gorm.Dialector, error) {
 			config.ConnectTimeout = connectWait
 		}
 		config.RuntimeParams["timezone"] = "UTC"
-		db := stdlib.OpenDB(*config)
+		var db *sql.DB
+		db = stdlib.OpenDB(*config, stdlib.OptionShouldPing(func(ctx context.Context, p stdlib.ShouldPingParams) bool {
+			return !answers(ctx, p) && forgetIdle(db)
+		}))
 		db.SetMaxOpenConns(postgresConns)
 		db.SetMaxIdleConns(postgresConns)
 		return db, migrations.Postgres, postgres.New(postgres.Config{Conn: db}), nil
@@ -142,15 +145,42 @@ func connect(databaseURL string) (*sql.DB, string, gorm.Dialector, error) {
 	}
 }
 
+// pingAfter is how long a connection may be idle before it is asked whether it still
+// answers, and pingTime how long its answer may take. The shortest deadline of a
+// caller is a lease's renewal, 5 s.
+const (
+	pingAfter = time.Second
+	pingTime  = time.Second
+)
+
+// answers tells whether an idle connection can be used. One that died silently
+// would take all of its user's time. If it does not answer it is closed.
+func answers(ctx context.Context, p stdlib.ShouldPingParams) bool {
+	if p.IdleDuration <= pingAfter {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	return p.Conn.PgConn().Ping(ctx) == nil
+}
+
+// forgetIdle closes all idle connections: what silenced one silenced others. It
+// returns true.
+func forgetIdle(db *sql.DB) bool {
+	db.SetMaxIdleConns(0)
+	db.SetMaxIdleConns(postgresConns)
+	return true
+}
+
 // sqliteURI says how a file is opened. A transaction takes the write lock at its
-// start, or two that read first could not both go on. With a WAL a killed process
-// loses nothing, and a power cut the last moments at most. Times are written as
+// start, or two that read first could not both go on. A transaction that was
+// committed outlives a power cut (synchronous FULL). Times are written as
 // Go prints them, which sorts as long as all are in one zone, as at makes them:
 // the driver ignores _txlock where _time_format asks for another form.
 func sqliteURI(path string) string {
 	query := url.Values{
 		"_txlock": {"immediate"},
-		"_pragma": {"busy_timeout(10000)", "foreign_keys(1)", "journal_mode(WAL)", "synchronous(NORMAL)"},
+		"_pragma": {"busy_timeout(10000)", "foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)"},
 	}
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + query.Encode()
 }

@@ -59,7 +59,7 @@ func (s *Service) bringUp(ctx context.Context, j *job) error {
 	}
 	j.journal.status("making a sandbox")
 	_, _, err = s.Raise(ctx, row, j.gitURL)
-	if once && away(err) {
+	if once && sandbox.CodeOf(err).Passing() {
 		return sandbox.Errorf(sandbox.CodeBackendFailed, "%s did not answer while the repository was cloned; send the message again", j.task.Provider).WithCause(err)
 	}
 	return err

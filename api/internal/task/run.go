@@ -140,43 +140,21 @@ func (s *Service) work(ctx context.Context, j *job) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.settings.Timeout+s.settings.Raising)
 	defer cancel()
-	var since time.Time // the backend is away
-	for wait := time.Second; ; wait = min(2*wait, 5*time.Second) {
-		began := time.Now()
-		err := s.attempt(ctx, j)
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return s.outOfTime(ctx, j)
-		case !away(err):
-			return err
-		}
-		// A failure long after the last is another one.
-		if since.IsZero() || time.Since(began) > s.settings.Patience {
-			since = time.Now()
-			j.journal.status("the sandbox cannot be reached; trying again")
-		}
-		if time.Since(since) > s.settings.Patience {
-			return err
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return s.outOfTime(ctx, j)
-		}
+	err := provider.Patiently(ctx, s.settings.Patience,
+		func() error { return deleted(s.attempt(ctx, j)) },
+		func() { j.journal.status("the sandbox cannot be reached; trying again") })
+	if err != nil && ctx.Err() != nil {
+		return s.outOfTime(ctx, j)
 	}
+	return err
 }
 
-// away tells whether an error may heal by itself.
-func away(err error) bool {
-	switch sandbox.CodeOf(err) {
-	case sandbox.CodeBackendAway, sandbox.CodeEngineAway, sandbox.CodeStoreAway, sandbox.CodeShuttingDown, sandbox.CodeSettling,
-		sandbox.CodeNoCapacity, sandbox.CodeOpenCodeDown:
-		return true
-	default:
-		return false
+// deleted says it if a sandbox is not there: a task is only sent to one that was.
+func deleted(err error) error {
+	if sandbox.HasCode(err, sandbox.CodeSandboxNotFound) || sandbox.HasCode(err, sandbox.CodeSandboxDeleted) {
+		return sandbox.Errorf(sandbox.CodeSandboxDeleted, "the task's sandbox was deleted").WithCause(err)
 	}
+	return err
 }
 
 // outOfTime words the end of a job's context, and stops the agent if it was the

@@ -36,7 +36,7 @@ type Settings struct {
 	TeamSize int
 	// Lease is how long nobody else takes up a task after its process is gone: 20 s.
 	Lease time.Duration
-	// Patience is how long a backend may be away in the middle of a task: 40 s.
+	// Patience is how long a backend may be away in the middle of a task: provider.Patience.
 	Patience time.Duration
 }
 
@@ -44,7 +44,7 @@ func (s Settings) orDefault() Settings {
 	for _, d := range []struct {
 		value    *time.Duration
 		fallback time.Duration
-	}{{&s.Timeout, 10 * time.Minute}, {&s.Raising, 5 * time.Minute}, {&s.Lease, 20 * time.Second}, {&s.Patience, 40 * time.Second}} {
+	}{{&s.Timeout, 10 * time.Minute}, {&s.Raising, 5 * time.Minute}, {&s.Lease, 20 * time.Second}, {&s.Patience, provider.Patience}} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
 		}

@@ -26,8 +26,11 @@ import (
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// MaxSkew is how far an event's time may be from the API's, either way.
+// MaxSkew is how far a provider's clock may be from the API's, either way.
 const MaxSkew = 5 * time.Minute
+
+// skewRetry is what a provider whose clock is off is told to wait: clocks are set.
+const skewRetry = 30 * time.Second
 
 // The bounds of what is kept or logged of a provider's text, in bytes.
 const (
@@ -107,17 +110,27 @@ func (n Notice) text(field string) string {
 	return s
 }
 
-// Receive takes in what a provider tells. Events and sandboxes that are unknown
-// are logged and are no error. Errors: invalid_request.
-func (r *Receiver) Receive(ctx context.Context, provider string, n Notice) error {
+// Receive takes in what a provider tells. sent is the time of day at the provider
+// when it sent the notice; zero if it does not say, and then the event's own is taken
+// for it. Events and sandboxes that are unknown are logged and are no error. Errors:
+// invalid_request; clock_skew, with which the event is to be sent again.
+func (r *Receiver) Receive(ctx context.Context, provider string, sent time.Time, n Notice) error {
 	told, err := time.Parse(time.RFC3339, n.Timestamp)
 	if err != nil {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "timestamp must be a time such as 2026-01-31T12:00:00.000Z")
 	}
 	now := r.now()
-	if skew := now.Sub(told); skew.Abs() > MaxSkew {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest,
-			"timestamp is more than %s from this clock, which shows %s; set the clocks, or drop the event", MaxSkew, now.UTC().Format(time.RFC3339))
+	if sent.IsZero() {
+		sent = told
+	}
+	// An event of the future would count as the newest until then.
+	if now.Sub(sent).Abs() > MaxSkew || told.Sub(now) > MaxSkew {
+		r.log.WarnContext(ctx, "a webhook is refused, as the provider's clock and this one differ; it is to send it again",
+			"provider", provider, "sent", sent, "timestamp", told)
+		e := sandbox.Errorf(sandbox.CodeClockSkew,
+			"the clock of who sends this is more than %s from this one, which shows %s; set the clocks, and send the event again", MaxSkew, now.UTC().Format(time.RFC3339))
+		e.RetryAfter = skewRetry
+		return e
 	}
 	if n.Event == "" {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "event must name what happened")

@@ -21,10 +21,12 @@ import (
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// Tree is the home. It is safe for concurrent use.
+// Tree is the home. It is safe for concurrent use. What it has changed when a call
+// returns outlives a power cut.
 type Tree struct {
 	root      *os.Root
-	workspace string // relative to the root
+	workspace string                    // relative to the root
+	sync      func(file *os.File) error // (*os.File).Sync, of a file or a folder
 }
 
 // Open opens the home; workspace is the folder in it, by its absolute path,
@@ -38,7 +40,7 @@ func Open(home, workspace string) (*Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the home: %w", err)
 	}
-	return &Tree{root: root, workspace: rel}, nil
+	return &Tree{root: root, workspace: rel, sync: (*os.File).Sync}, nil
 }
 
 // Close closes the home.
@@ -143,7 +145,8 @@ func permissions(mode fs.FileMode) uint32 {
 // Write puts content at name, atomically: a reader sees the old file or the
 // new one, and after a failure the old one is still there. Missing parents are
 // made. A link at name is replaced, not followed. It fails with
-// invalid_request, conflict (a folder is there) or disk_full.
+// invalid_request, conflict (a folder is there) or disk_full. If the disk fails while
+// the new name is kept, the new file may be there all the same.
 func (t *Tree) Write(name string, mode fs.FileMode, content io.Reader) error {
 	name, err := local(name)
 	if err != nil {
@@ -155,8 +158,8 @@ func (t *Tree) Write(name string, mode fs.FileMode, content io.Reader) error {
 	}
 	parent := t.root
 	if dir = path.Clean(dir); dir != "." {
-		if err := t.root.MkdirAll(dir, 0o755); err != nil {
-			return failure("make the parents of", err)
+		if err := t.mkdirAll(dir); err != nil {
+			return err
 		}
 		// From here on the folder is held, whatever takes its name.
 		if parent, err = t.root.OpenRoot(dir); err != nil {
@@ -168,7 +171,7 @@ func (t *Tree) Write(name string, mode fs.FileMode, content io.Reader) error {
 		return sandbox.Errorf(sandbox.CodeConflict, "the path is a folder")
 	}
 	temp := "." + rand.Text() + ".tmp"
-	if err := fill(parent, temp, mode, content); err != nil {
+	if err := t.fill(parent, temp, mode, content); err != nil {
 		_ = parent.Remove(temp)
 		return err
 	}
@@ -176,10 +179,44 @@ func (t *Tree) Write(name string, mode fs.FileMode, content io.Reader) error {
 		_ = parent.Remove(temp)
 		return failure("put in place", err)
 	}
+	return t.keep(parent, ".")
+}
+
+// mkdirAll makes a folder with its parents, and keeps the names of those that were
+// not there.
+func (t *Tree) mkdirAll(dir string) error {
+	var made []string // the deepest first
+	for at := dir; at != "."; at = path.Dir(at) {
+		if _, err := t.root.Lstat(at); err == nil {
+			break
+		}
+		made = append(made, at)
+	}
+	if err := t.root.MkdirAll(dir, 0o755); err != nil {
+		return failure("make the parents of", err)
+	}
+	for _, name := range slices.Backward(made) {
+		if err := t.keep(t.root, path.Dir(name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-func fill(parent *os.Root, temp string, mode fs.FileMode, content io.Reader) error {
+// keep makes the names in a folder durable.
+func (t *Tree) keep(root *os.Root, dir string) error {
+	f, err := root.Open(dir)
+	if err != nil {
+		return failure("keep", err)
+	}
+	defer f.Close()
+	if err := t.sync(f); err != nil {
+		return failure("keep", err)
+	}
+	return nil
+}
+
+func (t *Tree) fill(parent *os.Root, temp string, mode fs.FileMode, content io.Reader) error {
 	f, err := parent.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return failure("create", err)
@@ -187,6 +224,9 @@ func fill(parent *os.Root, temp string, mode fs.FileMode, content io.Reader) err
 	_, err = io.Copy(f, content)
 	if err == nil {
 		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = t.sync(f)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
@@ -218,7 +258,10 @@ func (t *Tree) Remove(name string) error {
 	if err := t.root.RemoveAll(name); err != nil {
 		return failure("remove", err)
 	}
-	return nil
+	if err := t.keep(t.root, path.Dir(name)); !sandbox.HasCode(err, sandbox.CodeFileNotFound) {
+		return err
+	}
+	return nil // the folder is gone as well
 }
 
 // failure gives an error of the file system its code. The message names no

@@ -64,6 +64,7 @@ type Tree struct {
 	holds     *holds
 	processes *process.Table
 	python    string
+	sync      func(fd int) error // unix.Syncfs
 }
 
 // Open opens the home. The table runs python, which copies OpenCode's database;
@@ -83,7 +84,7 @@ func Open(home string, processes *process.Table, python string) (*Tree, error) {
 	}
 	return &Tree{
 		home: home, root: fd, dev: st.Dev, holds: &holds{held: make(map[identity]*hold)},
-		processes: processes, python: python,
+		processes: processes, python: python, sync: unix.Syncfs,
 	}, nil
 }
 

@@ -466,5 +466,38 @@ func (x *examination) webhooks(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("webhooks: %w", err)
 	}
-	return "they go to " + x.cfg.APIURL, sender.Close(ctx)
+	if err := sender.Close(ctx); err != nil {
+		return "", fmt.Errorf("webhooks: %w", err)
+	}
+	return x.apiClock(ctx)
 }
+
+// apiClock compares the API's clock, as webhooks are refused if it is far off. An
+// API that does not run yet is no fault.
+func (x *examination) apiClock(ctx context.Context) (string, error) {
+	goesTo := "they go to " + x.cfg.APIURL
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, strings.TrimSuffix(x.cfg.APIURL, "/")+"/health", nil)
+	if err != nil {
+		return "", fmt.Errorf("webhooks: %w", err)
+	}
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
+	before := time.Now().Truncate(time.Second)
+	resp, err := client.Do(req)
+	if err != nil {
+		return goesTo + ", where nothing answers yet", nil // it may be started later
+	}
+	defer resp.Body.Close()
+	at, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return goesTo + ", which does not say its time", nil // a proxy may have taken it out
+	}
+	if _, err := doctor.Clock("the API", at, before, time.Now()); err != nil {
+		return "", err
+	}
+	return goesTo, nil
+}
+
+// apiTimeout bounds how long the API may take to say its time.
+const apiTimeout = 5 * time.Second

@@ -73,12 +73,25 @@ func (r *Runtime) explain(ctx context.Context, s step, err error) error {
 			"the container engine could not %s in the state that it is in; try again", s.doing).WithCause(err)
 	case errdefs.IsUnavailable(err):
 		return r.absent(err)
+	case dying(said):
+		return sandbox.Errorf(sandbox.CodeEngineAway,
+			"the container engine at %s is going down, or cannot reach its containerd, so it could not %s; it is tried again when the engine answers", r.host, s.doing).WithCause(err)
 	}
 	code := s.code
 	if code == "" {
 		code = sandbox.CodeInternal
 	}
 	return sandbox.Errorf(code, "the container engine could not %s; the gateway's log has its words", s.doing).WithCause(err)
+}
+
+// dying reports whether an answer is that of an engine that is going down, or whose
+// containerd is: until its socket is closed, it answers 500 with the words of
+// whatever was closed under it.
+func dying(said string) bool {
+	return mentions(said,
+		"context canceled", "shutting down", // its own calls, cut short
+		"containerd.sock", "error while dialing", "transport is closing", "client connection is closing", "ttrpc: closed", // its containerd
+		"database not open") // its networks' state
 }
 
 // absent says that no engine answers, and what to do.

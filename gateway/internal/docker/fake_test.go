@@ -264,7 +264,18 @@ func TestTheEnginesWordsBecomeCodes(t *testing.T) {
 		"a file limit it cannot give": {start, 500, oci + "error during container init: error setting rlimits for ready process: error setting rlimit type 7: operation not permitted: unknown", sandbox.CodeBootFailed},
 		"anything else at create":     {create, 500, "something with /var/lib/secret in it", sandbox.CodeBootFailed},
 		"anything else at start":      {start, 500, "something with /var/lib/secret in it", sandbox.CodeBootFailed},
-		"no addresses left":           {"GET /networks", 500, "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network", sandbox.CodeNoCapacity},
+		// What a 20.10 answered while it, or its containerd, was killed: the first four were
+		// seen, the others are what its parts say when they are closed.
+		"a containerd that is gone":    {start, 500, `connection error: desc = "transport: Error while dialing dial unix /run/containerd/containerd.sock: connect: connection refused": unavailable`, sandbox.CodeEngineAway},
+		"a containerd that is silent":  {start, 500, `connection error: desc = "transport: Error while dialing dial unix:///run/containerd/containerd.sock: timeout": unavailable`, sandbox.CodeEngineAway},
+		"an engine that is going down": {start, 500, "transport is closing: unavailable", sandbox.CodeEngineAway},
+		"the same, with labels":        {start, 500, "failed to retrieve labels: transport is closing: unavailable", sandbox.CodeEngineAway},
+		"a call of its own, cut short": {create, 500, "context canceled", sandbox.CodeEngineAway},
+		"a volume, cut short":          {volume, 500, "create home: context canceled", sandbox.CodeEngineAway},
+		"its networks, closed":         {start, 500, "failed to update store for object type *libnetwork.endpoint: database not open", sandbox.CodeEngineAway},
+		"its client, closed":           {start, 500, "grpc: the client connection is closing: unknown", sandbox.CodeEngineAway},
+		"its shim, closed":             {start, 500, "failed to create shim: ttrpc: closed: unknown", sandbox.CodeEngineAway},
+		"no addresses left":            {"GET /networks", 500, "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network", sandbox.CodeNoCapacity},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -302,6 +302,7 @@ func (a *API) fail(err error, c echo.Context) {
 	if after := retryAfter(e, status); after > 0 {
 		c.Response().Header().Set("Retry-After", strconv.Itoa(int((after+time.Second-1)/time.Second)))
 	}
+	c.Response().Header().Set(sandbox.ErrorHeader, string(e.Code))
 	var body any = sandbox.ErrorResponse{Error: e.Message, Code: e.Code, SessionID: e.SessionID}
 	if c.Get(syncFailed) != nil {
 		body = sandbox.SyncFailure{Error: e.Message, Code: e.Code, SandboxID: c.Param("id")}

@@ -114,7 +114,7 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 			if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != c.status || body.Code != c.code || body.Error == "" {
 				t.Errorf("%d %s", w.Code, w.Body)
 			}
-			if w.Header().Get("X-Request-Id") == "" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			if w.Header().Get(sandbox.ErrorHeader) != string(c.code) || w.Header().Get("X-Request-Id") == "" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
 				t.Errorf("headers %v", w.Header())
 			}
 		})

@@ -83,6 +83,7 @@ const actingHeaders = "Set-Cookie: a=1\r\nSet-Cookie: b=2; Domain=example\r\nSet
 	"Clear-Site-Data: \"*\"\r\nAccess-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\nService-Worker-Allowed: /\r\n" +
 	"Refresh: 0;url=//evil\r\nStrict-Transport-Security: max-age=1\r\nAlt-Svc: h3=\":1\"\r\nWWW-Authenticate: Basic\r\nNEL: {}\r\nReport-To: {}\r\n" +
 	"Reporting-Endpoints: a=\"b\"\r\nContent-Security-Policy-Report-Only: default-src\r\nX-Accel-Redirect: /etc\r\nPublic-Key-Pins: x\r\n" +
+	"X-Agentpod-Error: sandbox_not_found\r\nx-agentpod-error: sandbox_deleted\r\n" +
 	"Content-Security-Policy: default-src *\r\nX-Content-Type-Options: none\r\nKeep-Alive: 5\r\nProxy-Authenticate: Basic\r\n" +
 	"X-Accel-Buffering: no\r\nX-Next-Cursor: n\r\nCache-Control: no-cache\r\nContent-Type: text/html\r\nContent-Length: 2\r\n"
 

@@ -252,7 +252,7 @@ func TestASubscriptionAndItsReplyAreCleaned(t *testing.T) {
 		seen <- r.Method + " " + r.RequestURI + " " + r.Host + "\r\n" + head.String()
 		for name, values := range map[string]string{
 			"Set-Cookie": "a=1", "Access-Control-Allow-Origin": "*", "Clear-Site-Data": `"*"`, "Location": "//elsewhere.example/",
-			"Content-Security-Policy": "default-src *", "X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform",
+			"X-Agentpod-Error": "sandbox_not_found", "Content-Security-Policy": "default-src *", "X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform",
 		} {
 			w.Header().Set(name, values)
 		}

@@ -9,8 +9,8 @@ import (
 
 // Get implements Store.
 func (r *Retrier) Get(ctx context.Context, key string, rng Range) (io.ReadCloser, Info, error) {
-	first, err := retry(ctx, r, func() (*resumed, error) {
-		return slotted(ctx, r, func() (*resumed, error) { return r.open(ctx, key, rng) })
+	first, err := retry(ctx, r, func(try context.Context) (*resumed, error) {
+		return slotted(ctx, r, func() (*resumed, error) { return r.open(try, ctx, key, rng) })
 	})
 	if err != nil {
 		return nil, Info{}, err
@@ -20,19 +20,17 @@ func (r *Retrier) Get(ctx context.Context, key string, rng Range) (io.ReadCloser
 	return first, info, nil
 }
 
-func (r *Retrier) open(ctx context.Context, key string, rng Range) (*resumed, error) {
-	try, w := r.watched(ctx)
+// open opens an object by a try of a reader whose context is whole.
+func (r *Retrier) open(try, whole context.Context, key string, rng Range) (*resumed, error) {
 	body, info, err := r.inner.Get(try, key, rng)
 	if err != nil {
-		w.stop()
-		return nil, away(ctx, err)
+		return nil, err
 	}
-	w.pause()
 	end := info.Size
 	if rng.Length > 0 {
 		end = min(end, rng.Offset+rng.Length)
 	}
-	return &resumed{retrier: r, ctx: ctx, key: key, body: body, watch: w, info: info, at: rng.Offset, end: end}, nil
+	return &resumed{retrier: r, ctx: whole, key: key, body: body, info: info, at: rng.Offset, end: end}, nil
 }
 
 // resumed is a reader that goes on where the connection broke.
@@ -41,7 +39,6 @@ type resumed struct {
 	ctx     context.Context //nolint:containedctx // governs the reader until it is closed, as Store.Get says
 	key     string
 	body    io.ReadCloser
-	watch   *watch
 	info    Info
 	at, end int64 // what is to be read of the object
 	tries   int   // left until something is read again
@@ -50,11 +47,8 @@ type resumed struct {
 // Read implements io.Reader.
 func (b *resumed) Read(p []byte) (int, error) {
 	for {
-		b.watch.resume()
 		n, err := b.body.Read(p)
-		b.watch.pause()
 		b.at += int64(n)
-		err = away(b.ctx, err)
 		if n > 0 {
 			b.tries = b.retrier.policy.Tries
 		}
@@ -87,8 +81,10 @@ func (b *resumed) reopen(cause error) error {
 		b.tries = 0
 		return io.EOF
 	}
-	next, err := retry(b.ctx, b.retrier, func() (*resumed, error) {
-		return b.retrier.open(b.ctx, b.key, Range{Offset: b.at, Length: b.end - b.at})
+	// Each time that nothing came, more patience: the object may be slow to come.
+	patient := withTry(b.ctx, b.retrier.policy.Tries-b.tries)
+	next, err := retry(patient, b.retrier, func(try context.Context) (*resumed, error) {
+		return b.retrier.open(try, b.ctx, b.key, Range{Offset: b.at, Length: b.end - b.at})
 	})
 	switch {
 	case errors.Is(err, ErrNotFound), errors.Is(err, ErrRange):
@@ -101,12 +97,9 @@ func (b *resumed) reopen(cause error) error {
 		return fmt.Errorf("reading %q on: %w", b.key, ErrChanged)
 	}
 	_ = b.Close()
-	b.body, b.watch = next.body, next.watch
+	b.body = next.body
 	return nil
 }
 
 // Close implements io.Closer.
-func (b *resumed) Close() error {
-	b.watch.stop()
-	return b.body.Close()
-}
+func (b *resumed) Close() error { return b.body.Close() }

@@ -19,9 +19,6 @@ type Policy struct {
 	// FirstWait is about how long to wait before the second try: 200 ms. It
 	// doubles up to MaxWait, 5 s, and is varied at random by a half.
 	FirstWait, MaxWait time.Duration
-	// Quiet is how long a try may go without a byte moving before it is given
-	// up: 60 s. It has to be enough to send a part (S3Settings.PartSize).
-	Quiet time.Duration
 	// Concurrent is how many calls are made at once, the others wait: 32. A
 	// Put counts as long as it runs, so a body must not wait for another call;
 	// a Get only until it returns; a List not at all.
@@ -29,7 +26,7 @@ type Policy struct {
 }
 
 func (p Policy) withDefaults() Policy {
-	def := Policy{Tries: 5, FirstWait: 200 * time.Millisecond, MaxWait: 5 * time.Second, Quiet: time.Minute, Concurrent: 32}
+	def := Policy{Tries: 5, FirstWait: 200 * time.Millisecond, MaxWait: 5 * time.Second, Concurrent: 32}
 	if p.Tries > 0 {
 		def.Tries = p.Tries
 	}
@@ -38,9 +35,6 @@ func (p Policy) withDefaults() Policy {
 	}
 	if p.MaxWait > 0 {
 		def.MaxWait = p.MaxWait
-	}
-	if p.Quiet > 0 {
-		def.Quiet = p.Quiet
 	}
 	if p.Concurrent > 0 {
 		def.Concurrent = p.Concurrent
@@ -80,40 +74,6 @@ func unmarked(info Info, err error) (Info, error) {
 	return info, err
 }
 
-// errQuiet ends a try in which nothing moved.
-var errQuiet = errors.New("nothing moved for too long")
-
-// watch is the deadline of a try, which moves with every byte.
-type watch struct {
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	quiet  time.Duration
-}
-
-// watched begins a try. The watch is to be stopped.
-func (r *Retrier) watched(ctx context.Context) (context.Context, *watch) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	w := &watch{cancel: cancel, quiet: r.policy.Quiet}
-	w.timer = time.AfterFunc(w.quiet, func() { cancel(errQuiet) })
-	return ctx, w
-}
-
-func (w *watch) stop() {
-	w.timer.Stop()
-	w.cancel(nil)
-}
-
-func (w *watch) pause()  { w.timer.Stop() }
-func (w *watch) resume() { w.timer.Reset(w.quiet) }
-
-// away turns the end of a try's own deadline into what it means.
-func away(ctx context.Context, err error) error {
-	if errors.Is(err, errQuiet) && ctx.Err() == nil {
-		return fmt.Errorf("%w: %w", ErrAway, err)
-	}
-	return err
-}
-
 // again tells whether another try can help.
 func again(err error) bool { return errors.Is(err, ErrAway) && !errors.Is(err, ErrRefused) }
 
@@ -128,10 +88,13 @@ func slotted[T any](ctx context.Context, r *Retrier, call func() (T, error)) (T,
 }
 
 // retry makes a call until it succeeds, trying again is of no use or the tries are used up.
-func retry[T any](ctx context.Context, r *Retrier, call func() (T, error)) (T, error) {
+// The context of each try tells the store which it is.
+func retry[T any](ctx context.Context, r *Retrier, call func(context.Context) (T, error)) (T, error) {
 	var last error
+	tries := 0
 	result, err := backoff.Retry(ctx, func() (T, error) {
-		result, err := call()
+		result, err := call(withTry(ctx, tries))
+		tries++
 		last = err
 		if err != nil && !again(err) {
 			err = backoff.Permanent(err)
@@ -156,16 +119,8 @@ func (p Policy) waits() backoff.BackOff {
 
 // short makes a call that moves no body.
 func short[T any](ctx context.Context, r *Retrier, call func(context.Context) (T, error)) (T, error) {
-	return retry(ctx, r, func() (T, error) { return once(ctx, r, call) })
-}
-
-// once is one try of short.
-func once[T any](ctx context.Context, r *Retrier, call func(context.Context) (T, error)) (T, error) {
-	return slotted(ctx, r, func() (T, error) {
-		try, w := r.watched(ctx)
-		defer w.stop()
-		result, err := call(try)
-		return result, away(ctx, err)
+	return retry(ctx, r, func(ctx context.Context) (T, error) {
+		return slotted(ctx, r, func() (T, error) { return call(ctx) })
 	})
 }
 
@@ -180,12 +135,9 @@ func (r *Retrier) Delete(ctx context.Context, key string) error {
 	return err
 }
 
-// DeletePrefix implements Store. As long as it makes progress it is not known how
-// long it may take, so its tries have no deadline but ctx.
+// DeletePrefix implements Store.
 func (r *Retrier) DeletePrefix(ctx context.Context, prefix string) error {
-	_, err := retry(ctx, r, func() (struct{}, error) {
-		return slotted(ctx, r, func() (struct{}, error) { return struct{}{}, r.inner.DeletePrefix(ctx, prefix) })
-	})
+	_, err := short(ctx, r, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.inner.DeletePrefix(ctx, prefix) })
 	return err
 }
 
@@ -202,7 +154,7 @@ func (r *Retrier) List(ctx context.Context, prefix string) iter.Seq2[Info, error
 		seen := map[[16]byte]struct{}{}
 		waits := r.policy.waits()
 		for tries := 1; ; tries++ {
-			progress, ended, err := r.listOnce(ctx, prefix, seen, yield)
+			progress, ended, err := r.listOnce(withTry(ctx, tries-1), prefix, seen, yield)
 			if ended {
 				return
 			}
@@ -229,13 +181,10 @@ func (r *Retrier) List(ctx context.Context, prefix string) iter.Seq2[Info, error
 // listOnce lists until an error. It returns whether it yielded something, and
 // whether the listing is at its end, be it that the caller wants no more.
 func (r *Retrier) listOnce(ctx context.Context, prefix string, seen map[[16]byte]struct{}, yield func(Info, error) bool) (progress, ended bool, _ error) {
-	try, w := r.watched(ctx)
-	defer w.stop()
-	for info, err := range r.inner.List(try, prefix) {
+	for info, err := range r.inner.List(ctx, prefix) {
 		if err != nil {
-			return progress, false, away(ctx, err)
+			return progress, false, err
 		}
-		w.pause()
 		sum := sha256.Sum256([]byte(info.Key))
 		id := [16]byte(sum[:16])
 		if _, known := seen[id]; !known {
@@ -245,7 +194,6 @@ func (r *Retrier) listOnce(ctx context.Context, prefix string, seen map[[16]byte
 				return progress, true, nil
 			}
 		}
-		w.resume()
 	}
 	return progress, true, nil
 }

@@ -65,13 +65,13 @@ func (r *Retrier) Put(ctx context.Context, key string, body io.Reader, size int6
 		opts.Metadata[markName] = mark
 	}
 	unsure := false // whether a try may have had its effect
-	return unmarked(retry(ctx, r, func() (Info, error) {
+	return unmarked(retry(ctx, r, func(ctx context.Context) (Info, error) {
 		if unsure {
 			if err := rewind(); err != nil {
 				return Info{}, fmt.Errorf("putting %q again: rewinding the body: %w", key, err)
 			}
 		}
-		info, err := r.putOnce(ctx, key, body, size, opts)
+		info, err := slotted(ctx, r, func() (Info, error) { return r.inner.Put(ctx, key, body, size, opts) })
 		switch {
 		case unsure && mark != "" && (errors.Is(err, ErrExists) || errors.Is(err, ErrChanged)):
 			return r.recognise(ctx, key, mark, body, rewind, err)
@@ -86,7 +86,7 @@ func (r *Retrier) Put(ctx context.Context, key string, body io.Reader, size int6
 
 // recognise looks whether it was this Put that a later try of it ran into.
 func (r *Retrier) recognise(ctx context.Context, key, mark string, body io.Reader, rewind func() error, conflict error) (Info, error) {
-	info, err := once(ctx, r, func(ctx context.Context) (Info, error) { return r.inner.Head(ctx, key) })
+	info, err := slotted(ctx, r, func() (Info, error) { return r.inner.Head(ctx, key) })
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return Info{}, conflict
@@ -104,37 +104,4 @@ func (r *Retrier) recognise(ctx context.Context, key, mark string, body io.Reade
 	}
 	info.SHA256 = hex.EncodeToString(hash.Sum(nil))
 	return info, nil
-}
-
-func (r *Retrier) putOnce(ctx context.Context, key string, body io.Reader, size int64, opts PutOptions) (Info, error) {
-	return slotted(ctx, r, func() (Info, error) {
-		try, w := r.watched(ctx)
-		defer w.stop()
-		info, err := r.inner.Put(try, key, w.body(body), size, opts)
-		return info, away(ctx, err)
-	})
-}
-
-// body makes a watch take notice of what is read. It does not run while the
-// caller's reader is waited for: that is not the store's time.
-func (w *watch) body(body io.Reader) io.Reader {
-	reader := watchedReader{body, w}
-	if seeker, ok := body.(io.Seeker); ok {
-		return struct {
-			io.Reader
-			io.Seeker
-		}{reader, seeker}
-	}
-	return reader
-}
-
-type watchedReader struct {
-	io.Reader
-	watch *watch
-}
-
-func (w watchedReader) Read(p []byte) (int, error) {
-	w.watch.pause()
-	defer w.watch.resume()
-	return w.Reader.Read(p)
 }

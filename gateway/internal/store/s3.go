@@ -23,8 +23,10 @@ const (
 	maxParts        = 10_000
 )
 
-// S3 is a Store in a bucket. It does not retry, but for the parts of a large
-// object whose body cannot be rewound: Retrier does.
+// S3 is a Store in a bucket. It does not retry, but for what it holds in memory
+// of a body that cannot be rewound: Retrier does. A request in which nothing moves
+// is given up, after a time that follows from what it sends and from which try it
+// is (patience).
 type S3 struct {
 	core      minio.Core
 	settings  S3Settings
@@ -61,7 +63,7 @@ func NewS3(settings S3Settings) (*S3, error) {
 		Secure:       endpoint.Scheme == "https",
 		Region:       settings.Region,
 		BucketLookup: lookup,
-		Transport:    transport,
+		Transport:    patient{transport},
 		MaxRetries:   1, // one try: Retrier retries, and two that do would multiply
 	})
 	if err != nil {
@@ -91,11 +93,11 @@ func (s *S3) Probe(ctx context.Context) error {
 
 // Clock asks the server for its time, which it gives to the second, whoever asks.
 func (s *S3) Clock(ctx context.Context) (time.Time, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, s.settings.Endpoint, nil)
+	req, err := http.NewRequestWithContext(withTry(ctx, alone), http.MethodHead, s.settings.Endpoint, nil)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("asking %s for its time: %w", s.settings.Endpoint, err)
 	}
-	reply, err := s.transport.RoundTrip(req)
+	reply, err := patient{s.transport}.RoundTrip(req)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("asking %s for its time: %w", s.settings.Endpoint, err)
 	}

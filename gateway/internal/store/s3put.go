@@ -153,7 +153,9 @@ func (u *upload) putSeeker(ctx context.Context, seeker io.ReadSeeker, size int64
 
 func (u *upload) putBytes(ctx context.Context, content []byte) (Info, error) {
 	sum := sha256.Sum256(content)
-	return u.putOnce(ctx, &window{body: bytes.NewReader(content), size: int64(len(content))}, int64(len(content)), sum[:])
+	return resend(ctx, u, func(ctx context.Context) (Info, error) {
+		return u.putOnce(ctx, &window{body: bytes.NewReader(content), size: int64(len(content))}, int64(len(content)), sum[:])
+	})
 }
 
 // putOnce sends a body in one request, which the server checks against the hash.
@@ -188,8 +190,8 @@ func (u *upload) headers() minio.PutObjectOptions {
 }
 
 const (
-	partTries = 3
-	abortTime = 10 * time.Second
+	memoryTries = 3
+	abortTime   = 10 * time.Second
 )
 
 // putLarge sends a body part by part, one of them in memory at a time. A body
@@ -213,7 +215,9 @@ func (u *upload) putLarge(ctx context.Context, size int64) (Info, error) {
 	}
 	opts := u.headers()
 	opts.UserMetadata["X-Amz-Checksum-Algorithm"] = "SHA256"
-	id, err := u.s3.core.NewMultipartUpload(ctx, u.s3.settings.Bucket, u.full, opts)
+	id, err := resend(ctx, u, func(ctx context.Context) (string, error) {
+		return u.s3.core.NewMultipartUpload(ctx, u.s3.settings.Bucket, u.full, opts) // one too many is swept later
+	})
 	if err != nil {
 		return Info{}, err
 	}
@@ -256,32 +260,42 @@ func (u *upload) putParts(ctx context.Context, id string, part []byte) (Info, er
 	return Info{Size: size, ETag: ETag(done.ETag), Modified: time.Now(), SHA256: hex.EncodeToString(whole.Sum(nil))}, nil
 }
 
-// putPart sends one part. Of a body that cannot be rewound nobody else can send
-// it again, so it is tried again here.
+// putPart sends one part.
 func (u *upload) putPart(ctx context.Context, id string, number int, part []byte) (minio.CompletePart, error) {
 	sum := sha256.Sum256(part)
 	checksum := base64.StdEncoding.EncodeToString(sum[:])
-	send := func() (minio.CompletePart, error) {
+	return resend(ctx, u, func(ctx context.Context) (minio.CompletePart, error) {
 		content := &window{body: bytes.NewReader(part), size: int64(len(part))}
 		defer content.revoke()
 		done, err := u.s3.core.PutObjectPart(ctx, u.s3.settings.Bucket, u.full, id, number, content, content.size, minio.PutObjectPartOptions{
 			Sha256Hex: hex.EncodeToString(sum[:]), DisableContentSha256: true,
 			CustomHeader: http.Header{"X-Amz-Checksum-Sha256": {checksum}},
 		})
-		if err != nil && errors.Is(u.s3.failed(ctx, "", "", err), ErrRefused) {
+		return minio.CompletePart{PartNumber: number, ETag: done.ETag, ChecksumSHA256: checksum}, err
+	})
+}
+
+// resend sends what is in memory. Of a body that cannot be rewound nobody else
+// can send it again, so it is tried again here. With a condition it is not: after
+// a lost reply the condition would fail for this Put's own object.
+func resend[T any](ctx context.Context, u *upload, send func(ctx context.Context) (T, error)) (T, error) {
+	if _, rewinds := u.body.body.(io.Seeker); rewinds || u.opts.conditional() {
+		return send(ctx)
+	}
+	tries := 0
+	result, err := backoff.Retry(ctx, func() (T, error) {
+		result, err := send(withTry(ctx, tries))
+		tries++
+		if err != nil && !again(u.s3.failed(ctx, "", "", err)) {
 			err = backoff.Permanent(err)
 		}
-		return minio.CompletePart{PartNumber: number, ETag: done.ETag, ChecksumSHA256: checksum}, err
+		return result, err
+	}, backoff.WithMaxTries(memoryTries))
+	var permanent *backoff.PermanentError
+	if errors.As(err, &permanent) {
+		err = permanent.Unwrap()
 	}
-	if _, again := u.body.body.(io.Seeker); again {
-		done, err := send()
-		var permanent *backoff.PermanentError
-		if errors.As(err, &permanent) {
-			err = permanent.Unwrap()
-		}
-		return done, err
-	}
-	return backoff.Retry(ctx, send, backoff.WithMaxTries(partTries))
+	return result, err
 }
 
 // window is the part of a body that a request sends. The client's transport may
@@ -334,7 +348,7 @@ func (w *window) revoke() {
 // Sweep aborts uploads that were begun longer ago than age and never ended,
 // as a gateway leaves them that was killed. It returns how many.
 func (s *S3) Sweep(ctx context.Context, age time.Duration) (int, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(withTry(ctx, alone))
 	defer cancel() // ends the listing, if there is an error
 	swept := 0
 	for begun := range s.core.ListIncompleteUploads(ctx, s.settings.Bucket, s.settings.Prefix, true) {

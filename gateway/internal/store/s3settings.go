@@ -68,6 +68,7 @@ func (s S3Settings) check() (*url.URL, error) {
 	return endpoint, nil
 }
 
+// transport makes the transport of the connections; patient ends what is silent.
 func (s S3Settings) transport() (*http.Transport, error) {
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -75,7 +76,6 @@ func (s S3Settings) transport() (*http.Transport, error) {
 		MaxIdleConnsPerHost:   64,
 		IdleConnTimeout:       time.Minute,
 		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: 2 * time.Minute, // a server assembles the parts of a large object
 		ExpectContinueTimeout: 10 * time.Second,
 		DisableCompression:    true, // bytes come as they were stored
 	}

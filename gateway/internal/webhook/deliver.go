@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 // maxReply bounds what is read of an answer, only so that the connection can be
@@ -101,19 +103,34 @@ func (s *Sender) attempt(ctx, whole context.Context, n *notice) error {
 	}
 	whole, cancel := context.WithTimeout(whole, s.settings.AttemptTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(whole, http.MethodPost, s.endpoint, bytes.NewReader(n.body))
+	now := s.settings.Now()
+	body, err := n.body(now)
+	if err != nil {
+		return backoff.Permanent(err)
+	}
+	req, err := http.NewRequestWithContext(whole, http.MethodPost, s.endpoint, bytes.NewReader(body))
 	if err != nil {
 		return backoff.Permanent(fmt.Errorf("make the request: %w", err))
 	}
+	// By it the API tells a clock that is off from an event that had to wait.
+	req.Header.Set("Date", now.UTC().Format(http.TimeFormat))
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+s.settings.Token)
 	resp, err := s.client.Do(req)
 	if err != nil {
+		if s.owned != nil {
+			s.owned.CloseIdleConnections() // what silenced this connection silenced others
+		}
 		return fmt.Errorf("reach the API: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	// The status has come, so an answer that breaks off or never ends matters not.
 	_, _ = io.CopyN(io.Discard, resp.Body, maxReply)
+	if resp.Header.Get(sandbox.ErrorHeader) == string(sandbox.CodeClockSkew) && !n.skewed {
+		n.skewed = true
+		s.log.WarnContext(ctx, "the API refuses webhook events, as its clock and this machine's differ; they are tried again: set both by NTP",
+			"event", n.event, "sandboxId", n.sandboxID, "itsTime", resp.Header.Get("Date"))
+	}
 	return s.judge(resp)
 }
 

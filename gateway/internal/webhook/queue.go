@@ -2,20 +2,51 @@ package webhook
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"time"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
-// notice is one event on its way. Its body never changes, so that every attempt
-// says the same, with the time at which it happened.
+// notice is one event on its way. Every attempt says the same, with the time at
+// which it happened.
 type notice struct {
 	sandboxID   string
 	incarnation string
 	event       sandbox.Event
-	body        []byte
+	data        json.RawMessage
+	// stamp is the time of day at which it happened, by the clock as it was then.
+	// happened is the same moment, from which time that passes is measured whatever
+	// the clock is set to.
+	stamp, happened time.Time
+	// skewed says that a refusal for a clock was logged.
+	skewed bool
 	// cancel breaks the delivery off; set, under the sender's mutex, while the
 	// notice is under way.
 	cancel context.CancelCauseFunc
+}
+
+// stepped is by how much a clock must have been set for events to be stamped anew.
+// Below it an attempt must not differ from the one before.
+const stepped = 2 * time.Second
+
+// body is what an attempt at a time of day says. If the clock was set since the
+// event, the event's time is by the clock as it is now.
+func (n *notice) body(now time.Time) ([]byte, error) {
+	at := now.Add(-time.Since(n.happened))
+	if at.Sub(n.stamp).Abs() < stepped {
+		at = n.stamp
+	}
+	raw, err := json.Marshal(struct { // sandbox.Webhook, with data that is encoded
+		Event     sandbox.Event   `json:"event"`
+		Data      json.RawMessage `json:"data"`
+		Timestamp sandbox.Time    `json:"timestamp"`
+	}{n.event, n.data, sandbox.At(at)})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the event: %w", err)
+	}
+	return raw, nil
 }
 
 // queue is what waits for one sandbox, oldest first; the first may be under way.

@@ -39,7 +39,8 @@ type Settings struct {
 	// Concurrency bounds the requests under way at once (default 8).
 	Concurrency int
 	// AttemptTimeout bounds one request (default 10 s), GiveUpAfter all
-	// attempts for one event together (default 5 min).
+	// attempts for one event together (default 1 h: an API that is away and a clock
+	// that is off are for people to mend).
 	AttemptTimeout time.Duration
 	GiveUpAfter    time.Duration
 	// FirstWait and MaxWait bound the wait before a retry, which grows from one
@@ -48,6 +49,9 @@ type Settings struct {
 	FirstWait     time.Duration
 	MaxWait       time.Duration
 	MaxRetryAfter time.Duration
+
+	// Now is the time of day; nil means time.Now.
+	Now func() time.Time
 
 	// Transport carries the requests. The default goes through the proxy that
 	// the environment names, if any: the operator chose the API's address.
@@ -65,11 +69,14 @@ func (s Settings) withDefaults() Settings {
 			*n = v
 		}
 	}
+	if s.Now == nil {
+		s.Now = time.Now
+	}
 	count(&s.MaxQueued, 10_000)
 	count(&s.MaxPerSandbox, 200)
 	count(&s.Concurrency, 8)
 	def(&s.AttemptTimeout, 10*time.Second)
-	def(&s.GiveUpAfter, 5*time.Minute)
+	def(&s.GiveUpAfter, time.Hour)
 	def(&s.FirstWait, 500*time.Millisecond)
 	def(&s.MaxWait, 30*time.Second)
 	def(&s.MaxRetryAfter, time.Minute)
@@ -157,8 +164,9 @@ func (s *Sender) Send(sandboxID, incarnation string, event sandbox.Event, data m
 		full[k] = v
 	}
 	full["sandboxId"], full["provider"] = sandboxID, Provider
-	body, err := json.Marshal(sandbox.Webhook{Event: event, Data: full, Timestamp: sandbox.At(time.Now())})
-	n := &notice{sandboxID: sandboxID, incarnation: incarnation, event: event, body: body}
+	n := &notice{sandboxID: sandboxID, incarnation: incarnation, event: event, stamp: s.settings.Now(), happened: time.Now()}
+	var err error
+	n.data, err = json.Marshal(full)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
