@@ -190,6 +190,8 @@ type OpenCodeInfo struct {
 	Version  string `json:"version,omitempty"`
 	Restarts int    `json:"restarts"`
 	LastExit string `json:"lastExit,omitempty"`
+	// Warning says what is amiss with an OpenCode that runs, and what to do.
+	Warning string `json:"warning,omitempty"`
 }
 
 // ListResponse is the answer of GET /sandboxes.

@@ -209,9 +209,13 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 	defer cancel()
 	applied, err := g.Start(ctx, guest.StartRequest{
 		Password: rec.Secrets.Password, Config: rendered, Directory: rec.Directory, TimeoutMs: limit.Milliseconds(), Reload: reload,
+		NoProjectConfig: m.settings.NoProjectConfig,
 	})
 	if err != nil {
 		return applied, fmt.Errorf("starting OpenCode: %w", err)
+	}
+	if applied.Bare {
+		m.log.WarnContext(ctx, bareWarning, "sandboxId", b.id)
 	}
 	b.mu.Lock()
 	b.rec.Version = printable.Line(applied.Version, maxShown) // written with the next change

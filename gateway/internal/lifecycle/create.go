@@ -43,7 +43,7 @@ func (m *Manager) plan(req sandbox.CreateRequest) (plan, error) {
 	if p.directory, err = checkDirectory(req.Directory); err != nil {
 		return p, err
 	}
-	if p.config, err = ParseConfig(req.Config); err != nil {
+	if p.config, err = m.accept(req.Config); err != nil {
 		return p, err
 	}
 	if p.idle, err = checkIdle(req.Idle); err != nil {
