@@ -194,6 +194,13 @@ type OpenCodeInfo struct {
 	Warning string `json:"warning,omitempty"`
 }
 
+// Defaults is the answer of GET /defaults.
+type Defaults struct {
+	// Credentials names the model providers whose keys every sandbox has from the
+	// gateway, sorted; empty for none.
+	Credentials []string `json:"credentials"`
+}
+
 // ListResponse is the answer of GET /sandboxes.
 type ListResponse struct {
 	Sandboxes  []Info `json:"sandboxes"`

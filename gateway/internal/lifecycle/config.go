@@ -237,6 +237,11 @@ func (m *Manager) Secrets(id string) []string {
 	return redact.Secrets(raw)
 }
 
+// Defaults says what every sandbox is given, without any secret.
+func (m *Manager) Defaults() sandbox.Defaults {
+	return sandbox.Defaults{Credentials: m.settings.Defaults.Credentials()}
+}
+
 // keys are those of all that the config has rendered.
 func (c Config) keys() []string {
 	keys := []string{guest.KeyOpenCode, guest.KeyAgentsMD, guest.KeyAuth}

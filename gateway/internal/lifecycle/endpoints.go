@@ -121,7 +121,7 @@ func (c Config) guards(provider string) bool {
 
 // Credentials names the providers that the config has a credential for, sorted.
 func (c Config) Credentials() []string {
-	names := slices.Collect(maps.Keys(c.Auth))
+	names := slices.AppendSeq([]string{}, maps.Keys(c.Auth))
 	for provider := range object(c.OpenCode[fieldProvider]) {
 		if c.Auth[provider] == nil && c.guards(provider) {
 			names = append(names, provider)
