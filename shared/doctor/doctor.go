@@ -36,15 +36,15 @@ type Check struct {
 	Needs []string
 	// Do looks. The detail says what was found. The text of an error says what is
 	// wrong and what to do; a *sandbox.Error's is its message and its cause. One that
-	// is a Warning is nothing that the program could not run with.
+	// is a WarningError is nothing that the program could not run with.
 	Do func(ctx context.Context) (detail string, err error)
 }
 
-// Warning is what Check.Do returns for a set-up that works and is dangerous.
-type Warning string
+// WarningError is what Check.Do returns for a set-up that works and is dangerous.
+type WarningError string
 
 // Error implements error.
-func (w Warning) Error() string { return string(w) }
+func (w WarningError) Error() string { return string(w) }
 
 // Result is how a check went.
 type Result struct {
@@ -119,7 +119,7 @@ func (c Check) run(ctx context.Context, limit time.Duration) Result {
 	said := make(chan Result, 1)
 	go func() {
 		detail, err := c.Do(ctx)
-		if warning, ok := errors.AsType[Warning](err); ok {
+		if warning, ok := errors.AsType[WarningError](err); ok {
 			said <- Result{Name: c.Name, OK: true, Warning: true, Detail: printable.Line(string(warning), maxText)}
 			return
 		}

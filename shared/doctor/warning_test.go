@@ -13,7 +13,7 @@ import (
 func TestAWarningIsNoFailure(t *testing.T) {
 	t.Parallel()
 	report := doctor.Run(t.Context(), time.Minute, []doctor.Check{{Name: "it", Do: func(context.Context) (string, error) {
-		return "", doctor.Warning("mind this")
+		return "", doctor.WarningError("mind this")
 	}}})
 	var lines strings.Builder
 	if err := report.Print(&lines, false); err != nil || !report.OK || lines.String() != "! it: mind this\n" {

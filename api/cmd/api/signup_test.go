@@ -93,7 +93,7 @@ func TestADoctorWarnsOfDefaultCredentialsThatUsersCanRead(t *testing.T) {
 	} {
 		x := &examination{cfg: config.Config{GatewayURL: c.gateway, GatewayToken: "a-token-of-the-gateway", SignUp: c.signUp}}
 		detail, err := x.signUp(t.Context())
-		warning, warned := errors.AsType[doctor.Warning](err)
+		warning, warned := errors.AsType[doctor.WarningError](err)
 		said := detail + string(warning)
 		if err != nil && !warned {
 			said = err.Error()

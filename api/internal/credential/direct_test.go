@@ -12,11 +12,11 @@ func TestWhereAKeyGoesIsSaidUnlessTheSettingsSayIt(t *testing.T) {
 		`{}`:                    `{"provider":{"p":{"options":{"baseURL":"https://models.test/v1"}}}}`,
 		`{"provider":null}`:     `{"provider":{"p":{"options":{"baseURL":"https://models.test/v1"}}}}`,
 		`{"provider":{"q":{}}}`: `{"provider":{"p":{"options":{"baseURL":"https://models.test/v1"}},"q":{}}}`,
-		`{"provider":{"p":{"name":"P","options":{"n":12345678901234567890}}}}`:  `{"provider":{"p":{"name":"P","options":{"baseURL":"https://models.test/v1","n":12345678901234567890}}}}`,
-		`{"provider":{"p":{"options":{"baseURL":"https://own.test"}}}}`:         `{"provider":{"p":{"options":{"baseURL":"https://own.test"}}}}`,
-		`{"provider":{"p":{"api":"https://own.test"}}}`:                         `{"provider":{"p":{"api":"https://own.test"}}}`,
-		`{"provider":"nonsense"}`:                                               `{"provider":"nonsense"}`,
-		`{"provider":{"p":{"options":[]}},"model":"p/m"}`:                       `{"model":"p/m","provider":{"p":{"options":[]}}}`,
+		`{"provider":{"p":{"name":"P","options":{"n":12345678901234567890}}}}`: `{"provider":{"p":{"name":"P","options":{"baseURL":"https://models.test/v1","n":12345678901234567890}}}}`,
+		`{"provider":{"p":{"options":{"baseURL":"https://own.test"}}}}`:        `{"provider":{"p":{"options":{"baseURL":"https://own.test"}}}}`,
+		`{"provider":{"p":{"api":"https://own.test"}}}`:                        `{"provider":{"p":{"api":"https://own.test"}}}`,
+		`{"provider":"nonsense"}`:                                              `{"provider":"nonsense"}`,
+		`{"provider":{"p":{"options":[]}},"model":"p/m"}`:                      `{"model":"p/m","provider":{"p":{"options":[]}}}`,
 	} {
 		fields := map[string]json.RawMessage{}
 		if err := json.Unmarshal([]byte(settings), &fields); err != nil {

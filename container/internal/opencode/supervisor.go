@@ -74,12 +74,12 @@ type run struct {
 	directory string
 	// noProject keeps OpenCode from the workspace's config, bare from the home's too.
 	noProject, bare bool
-	api       *api
-	boot      time.Duration
-	cancel    context.CancelFunc
-	done      chan struct{} // closed when supervision has ended
-	wake      chan struct{} // a config is pending
-	cooled    chan struct{} // OpenCode has forgotten what it read
+	api             *api
+	boot            time.Duration
+	cancel          context.CancelFunc
+	done            chan struct{} // closed when supervision has ended
+	wake            chan struct{} // a config is pending
+	cooled          chan struct{} // OpenCode has forgotten what it read
 
 	// readiness is guarded by the supervisor's mu. ready is closed when
 	// OpenCode is, and replaced when it dies.

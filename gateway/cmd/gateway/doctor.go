@@ -412,7 +412,7 @@ func (x *examination) defaultCredentials(context.Context) (string, error) {
 	if len(providers) == 0 {
 		return "none: sandboxes have the keys that they are given", nil
 	}
-	return "", doctor.Warning(fmt.Sprintf("every sandbox has the gateway's keys of %s, and its user can read them with one GET of /sandbox/ID/opencode/provider: "+
+	return "", doctor.WarningError(fmt.Sprintf("every sandbox has the gateway's keys of %s, and its user can read them with one GET of /sandbox/ID/opencode/provider: "+
 		"so can everybody who signs up at an API before this gateway, unless its SIGN_UP is off", strings.Join(providers, ", ")))
 }
 

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -475,24 +476,24 @@ func TestACloneWithCredentialsIsOverBeforeOpenCodeStarts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	m := w.manager()
-	entered, release := w.hold(guest.RouteExec)
-	req := request("a")
-	req.GitURL = "https://u:hunter2@example.test/r.git"
-	created := make(chan error, 1)
-	go func() {
-		_, err := m.Create(t.Context(), req)
-		created <- err
-	}()
-	<-entered
-	if n := w.count(guest.RouteStart); n != 0 {
-		t.Errorf("OpenCode was started %d times while git had the credentials", n)
-	}
-	release()
-	if err := <-created; err != nil {
-		t.Fatal(err)
-	}
-	if n := w.count(guest.RouteStart); n != 1 {
-		t.Errorf("OpenCode was started %d times", n)
+	for n := range 20 { // beside each other the one is as often first as the other
+		entered, release := w.hold(guest.RouteExec)
+		req := request(fmt.Sprint("box-", n))
+		req.GitURL = "https://u:hunter2@example.test/r.git"
+		created := make(chan error, 1)
+		go func() {
+			_, err := m.Create(t.Context(), req)
+			created <- err
+		}()
+		<-entered
+		during := w.count(guest.RouteStart)
+		release()
+		if err := <-created; err != nil {
+			t.Fatal(err)
+		}
+		if after := w.count(guest.RouteStart); during != n || after != n+1 {
+			t.Fatalf("OpenCode was started %d times while git had the credentials, and %d times after", during-n, after-n)
+		}
 	}
 }
 
