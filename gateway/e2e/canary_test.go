@@ -278,7 +278,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 	otherKey := plant("a provider's apiKey", keyMarks)
 	own := object{
 		"auth": object{
-			"groq":    object{"type": "api", "key": plant("a sandbox's key", keyMarks)},
+			"groq":           object{"type": "api", "key": plant("a sandbox's key", keyMarks)},
 			"github-copilot": object{"type": "oauth", "refresh": plant("a refresh token", keyMarks), "access": plant("an access token", keyMarks), "expires": 4e12},
 		},
 		"provider": object{"other": object{

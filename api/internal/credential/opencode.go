@@ -266,8 +266,10 @@ func direct(settings map[string]json.RawMessage, provider, endpoint string) erro
 	path := []map[string]json.RawMessage{settings, {}, {}, {}}
 	names := []string{"provider", provider, options}
 	for i, name := range names {
-		if raw := path[i][name]; !unset(raw) && json.Unmarshal(raw, &path[i+1]) != nil {
-			return nil // OpenCode says what is wrong with it
+		raw := path[i][name]
+		wrong := !unset(raw) && json.Unmarshal(raw, &path[i+1]) != nil
+		if wrong {
+			return nil // OpenCode says so
 		}
 	}
 	if !unset(path[3][baseURL]) || !unset(path[2]["api"]) {
