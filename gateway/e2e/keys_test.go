@@ -257,7 +257,7 @@ func TestWithoutTheProjectsConfigItsAGENTSFileIsHandedOnAllTheSame(t *testing.T)
 			g := start(t, "PROJECT_CONFIG=off", "GIT_PROTOCOLS=http", "POOL_SIZE="+pool)
 			model, thief := listen(t, g), listen(t, g)
 			if pool != "0" {
-				eventually(t, "a sandbox is ready ahead", time.Minute, func() bool { return strings.Contains(g.log(), "a sandbox is ready ahead") })
+				g.pooled(t)
 			}
 			repository := g.repository(t, map[string]string{
 				"AGENTS.md":     "the rule of this repository",

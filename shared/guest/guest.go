@@ -97,6 +97,9 @@ type StartRequest struct {
 	// NoProjectConfig keeps an OpenCode that is started from reading the config of
 	// the workspace. It is given the workspace's AGENTS.md all the same.
 	NoProjectConfig bool `json:"noProjectConfig,omitempty"`
+	// MayBare has an OpenCode that does not get ready started once more without the
+	// plugins and configs of the home and the workspace, for TimeoutMs again.
+	MayBare bool `json:"mayBare,omitempty"`
 }
 
 // Applied says what a config change wrote.

@@ -14,7 +14,7 @@ func TestAnOpenCodeThatItsHomeKeepsFromGettingReadyIsStartedWithoutIt(t *testing
 		t.Run(fault, func(t *testing.T) {
 			b := newBox(t)
 			b.tell(fakeHome, fault)
-			request := guest.StartRequest{Password: "pw", Config: config("m"), TimeoutMs: 24_000}
+			request := guest.StartRequest{Password: "pw", Config: config("m"), MayBare: true}
 			applied, err := b.Start(t.Context(), request)
 			if err != nil || !applied.Bare {
 				t.Fatalf("%+v, %v", applied, err)
@@ -44,10 +44,18 @@ func TestAnOpenCodeThatItsHomeKeepsFromGettingReadyIsStartedWithoutIt(t *testing
 	}
 }
 
+func TestOnlyAStartThatMayBeBareIs(t *testing.T) {
+	b := newBox(t)
+	b.tell(fakeHome, "exit")
+	if _, err := b.Start(t.Context(), guest.StartRequest{Password: "pw"}); !sandbox.HasCode(err, sandbox.CodeBootFailed) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAConfigThatIsRejectedIsNotTriedBare(t *testing.T) {
 	b := newBox(t)
 	bad := guest.Config{OpenCode: []byte(`{"model":5}`)}
-	if _, err := b.Start(t.Context(), guest.StartRequest{Password: "pw", Config: bad}); !sandbox.HasCode(err, sandbox.CodeConfigRejected) {
+	if _, err := b.Start(t.Context(), guest.StartRequest{Password: "pw", Config: bad, MayBare: true}); !sandbox.HasCode(err, sandbox.CodeConfigRejected) {
 		t.Errorf("got %v", err)
 	}
 	if b.asked("START") != 1 {

@@ -138,8 +138,8 @@ func (s *Supervisor) give() { <-s.turn }
 
 // Start brings OpenCode up with a config, or applies the config to the one that
 // runs with the same password and directory. An OpenCode that does not get ready
-// is started once more without what lies in the home and the workspace for it:
-// Applied.Bare says so. It fails with invalid_request, config_rejected or
+// is started once more, if that may be, without what lies in the home and the
+// workspace for it: Applied.Bare says so. It fails with invalid_request, config_rejected or
 // boot_failed; after the latter two, if nothing ran before, nothing runs.
 func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.Applied, error) {
 	if req.Password == "" {
@@ -152,9 +152,9 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 	if req.TimeoutMs > 0 {
 		boot = time.Duration(min(req.TimeoutMs, maxBoot.Milliseconds())) * time.Millisecond
 	}
-	ctx, cancel := context.WithTimeout(ctx, boot)
+	limited, cancel := context.WithTimeout(ctx, boot)
 	defer cancel()
-	if err := s.take(ctx); err != nil {
+	if err := s.take(limited); err != nil {
 		return guest.Applied{}, err
 	}
 	defer s.give()
@@ -168,19 +168,15 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 			s.mu.Lock()
 			s.stale = s.stale || req.Reload
 			s.mu.Unlock()
-			return s.configure(ctx, r, s.complete(r, req.Config))
+			return s.configure(limited, r, s.complete(r, req.Config))
 		}
 		s.end()
 	}
-	first := &run{password: req.Password, directory: directory, noProject: req.NoProjectConfig, boot: boot}
-	if !req.Warm { // nobody has been in the home yet
-		first.boot = boot * 2 / 3
-	}
-	applied, err := s.boot(ctx, first, req)
+	applied, err := s.boot(limited, &run{password: req.Password, directory: directory, noProject: req.NoProjectConfig, boot: boot}, req)
 	if err != nil {
 		s.end()
 	}
-	if req.Warm || !sandbox.HasCode(err, sandbox.CodeBootFailed) && !sandbox.HasCode(err, sandbox.CodeOpenCodeDown) || ctx.Err() != nil {
+	if !req.MayBare || !sandbox.HasCode(err, sandbox.CodeBootFailed) && !sandbox.HasCode(err, sandbox.CodeOpenCodeDown) || ctx.Err() != nil {
 		return applied, err
 	}
 	s.set.Log.WarnContext(ctx, "OpenCode does not get ready; it is started without the plugins and configs of the home and the workspace", "error", err)
