@@ -115,7 +115,9 @@ func TestAHostileRepositoryCannotSendAKeyElsewhere(t *testing.T) {
 			}
 			// Nobody answers for the real one here, so it is not asked.
 			all := g.call(t, http.MethodGet, "/sandbox/keys/opencode/config", nil, http.StatusOK)
-			anthropic := fmt.Sprint(all["provider"].(object)["anthropic"].(object)["options"]) //nolint:forcetypeassert // a test
+			providers, _ := all["provider"].(object)
+			entry, _ := providers["anthropic"].(object)
+			anthropic := fmt.Sprint(entry["options"])
 			if strings.Count(anthropic, "https://api.anthropic.com/v1") != 3 || strings.Contains(anthropic, thief.url) {
 				t.Errorf("the key of anthropic goes by %s", anthropic)
 			}
