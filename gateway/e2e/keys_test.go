@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -122,6 +123,63 @@ func TestAHostileRepositoryCannotSendAKeyElsewhere(t *testing.T) {
 				t.Errorf("the key of anthropic goes by %s", anthropic)
 			}
 		})
+	}
+}
+
+func TestAKeyGoesWhereOpenCodeItselfWouldSendIt(t *testing.T) {
+	g := shared(t)
+	raw, err := os.ReadFile("../../api/internal/credential/catalogue.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var offered map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &offered); err != nil {
+		t.Fatal(err)
+	}
+	auth := object{}
+	for provider := range offered {
+		auth[provider] = object{"type": "api", "key": "a-key-of-" + provider}
+	}
+	made := g.create(t, "offered", object{"config": object{"auth": auth}})
+	defer g.delete(t, "offered")
+	if made["warnings"] != nil {
+		t.Errorf("warnings: %v", made["warnings"])
+	}
+	status, raw, err := g.do(t.Context(), http.MethodGet, "/sandbox/offered/opencode/provider", nil)
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("%d %.300s %v", status, raw, err)
+	}
+	var known struct {
+		All []struct {
+			ID, Key string
+			Options struct{ BaseURL string }
+			Models  map[string]struct{ API struct{ URL string } }
+		}
+	}
+	if err := json.Unmarshal(raw, &known); err != nil {
+		t.Fatal(err)
+	}
+	seen, compared := 0, 0
+	for _, p := range known.All {
+		if auth[p.ID] == nil {
+			continue
+		}
+		seen++
+		if p.Key != "a-key-of-"+p.ID || p.Options.BaseURL == "" {
+			t.Errorf("%s: the key %q goes to %q", p.ID, p.Key, p.Options.BaseURL)
+		}
+		for name, m := range p.Models {
+			if m.API.URL == "" {
+				continue // the package knows it: see endpoints.go
+			}
+			compared++
+			if m.API.URL != p.Options.BaseURL {
+				t.Errorf("%s: %s is at %s, and the key goes to %s", p.ID, name, m.API.URL, p.Options.BaseURL)
+			}
+		}
+	}
+	if seen != len(offered) || compared == 0 {
+		t.Errorf("OpenCode knows %d of %d providers, and the addresses of %d models", seen, len(offered), compared)
 	}
 }
 
