@@ -22,7 +22,7 @@ func TestAStrangerWhoSignsUpDoesNotReadTheOperatorsKey(t *testing.T) {
 			t.Error("with one GET of /opencode/provider she reads the operator's key")
 		}
 	}
-	// It is why: whoever has a sandbox reads it.
+	// This is the reason: a user of a sandbox reads it.
 	if keys := providersOf(t, a.admin(t)); !strings.Contains(keys, scriptedmodel.DefaultAPIKey) {
 		t.Errorf("the admin reads %.300s", keys)
 	}

@@ -114,7 +114,7 @@ func TestAHostileRepositoryCannotSendAKeyElsewhere(t *testing.T) {
 			if came := thief.take(); len(came) != 0 {
 				t.Errorf("to the thief came: %q", came)
 			}
-			// Nobody answers for the real one here, so it is not asked.
+			// The real provider cannot be reached from a test, so its address is compared.
 			all := g.call(t, http.MethodGet, "/sandbox/keys/opencode/config", nil, http.StatusOK)
 			providers, _ := all["provider"].(object)
 			entry, _ := providers["anthropic"].(object)

@@ -185,14 +185,14 @@ func (x *examination) signUp(ctx context.Context) (string, error) {
 	case err != nil && x.cfg.SignUp == config.SignUpAuto:
 		return "", fmt.Errorf("closed, as the gateway does not say whether it has default credentials (%s): upgrade it, or set SIGN_UP", sandbox.Public(err, "no answer").Message)
 	case err != nil:
-		return "", doctor.WarningError("SIGN_UP is true, and the gateway does not say whether it has default credentials; if it has, everybody who signs up can read them (" + readable + ")")
+		return "", doctor.WarningError("SIGN_UP is true, and the gateway does not say whether it has default credentials; if it has, every user who signs up can read them (" + readable + ")")
 	case keys == "":
 		return "open; the gateway has no default credentials", nil
 	case x.cfg.SignUp == config.SignUpAuto:
-		return "", doctor.WarningError("closed, as the gateway has default credentials of " + keys + ", which whoever signs up could read (" + readable + "), as every user can; " +
+		return "", doctor.WarningError("closed, as the gateway has default credentials of " + keys + ", which every user can read (" + readable + "); " +
 			"SIGN_UP=true opens it all the same")
 	}
-	return "", doctor.WarningError("SIGN_UP is true, and the gateway has default credentials of " + keys + ": everybody who signs up can read them (" + readable + "); " +
+	return "", doctor.WarningError("SIGN_UP is true, and the gateway has default credentials of " + keys + ": every user who signs up can read them (" + readable + "); " +
 		"set SIGN_UP=false, or take them out of the gateway's environment and have users give keys of their own")
 }
 

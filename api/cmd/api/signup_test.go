@@ -86,7 +86,7 @@ func TestADoctorWarnsOfDefaultCredentialsThatUsersCanRead(t *testing.T) {
 	}{
 		"no default credentials":       {answering(t, none), "auto", false, false, "open; the gateway has no default credentials"},
 		"default credentials":          {answering(t, some), "auto", true, false, "closed, as the gateway has default credentials of anthropic, openai"},
-		"and sign-up is open":          {answering(t, some), "true", true, false, "everybody who signs up can read them (GET /api/v2/sandboxes/ID/opencode/provider)"},
+		"and sign-up is open":          {answering(t, some), "true", true, false, "every user who signs up can read them (GET /api/v2/sandboxes/ID/opencode/provider)"},
 		"and sign-up is closed":        {answering(t, some), "false", false, false, "closed"},
 		"an older gateway":             {answering(t, ""), "auto", false, true, "does not say whether it has default credentials"},
 		"an older one, and it is open": {answering(t, ""), "true", true, false, "does not say"},

@@ -51,8 +51,8 @@ type Settings struct {
 	// Secret signs cookies; at least 32 bytes. Changing it ends no session by
 	// itself, but every cookie.
 	Secret []byte
-	// SignUp lets everybody make an account, unless MayOpen says why not, which is
-	// asked each time; nil says nothing. Its error is a *ClosedError.
+	// SignUp opens sign-up. MayOpen, unless it is nil, is asked at each sign-up; its
+	// error, a *ClosedError, refuses that one.
 	SignUp  bool
 	MayOpen func(context.Context) error
 	// APIToken is the service credential; empty for none.

@@ -93,7 +93,7 @@ func Load(variables map[string]string) (Config, error) {
 // SignUpAuto is the SIGN_UP that leaves it to the gateway's defaults.
 const SignUpAuto = "auto"
 
-// SignUpOpen says whether anybody may make an account, as far as SIGN_UP says so.
+// SignUpOpen says whether sign-up is open as far as SIGN_UP decides it.
 func (c *Config) SignUpOpen() bool {
 	open, err := strconv.ParseBool(c.SignUp)
 	return c.SignUp == SignUpAuto || err == nil && open

@@ -413,7 +413,7 @@ func (x *examination) defaultCredentials(context.Context) (string, error) {
 		return "none: sandboxes have the keys that they are given", nil
 	}
 	return "", doctor.WarningError(fmt.Sprintf("every sandbox has the gateway's keys of %s, and its user can read them with one GET of /sandbox/ID/opencode/provider: "+
-		"so can everybody who signs up at an API before this gateway, unless its SIGN_UP is off", strings.Join(providers, ", ")))
+		"so can every user who signs up at an API in front of this gateway, unless its SIGN_UP is off", strings.Join(providers, ", ")))
 }
 
 func (x *examination) port(ctx context.Context) (string, error) {

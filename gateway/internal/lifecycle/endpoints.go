@@ -3,8 +3,8 @@ package lifecycle
 // Where a provider's key may go. OpenCode merges the configs of a repository
 // into the one that the gateway renders, and the rendered one wins (measured with
 // OpenCode 1.18.33; gateway/e2e holds it). So a destination that is rendered
-// beside each key cannot be changed by a repository's opencode.json, and whoever
-// gives a sandbox a config decides about the destination of their own keys only.
+// beside each key cannot be changed by a repository's opencode.json. A caller's
+// config sets the destination of the caller's own keys only.
 
 import (
 	"encoding/json"

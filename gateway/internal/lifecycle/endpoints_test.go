@@ -63,7 +63,7 @@ func TestEveryKeyIsRenderedWithWhereItGoes(t *testing.T) {
 	}
 }
 
-func TestAKeyWhoseDestinationNobodyKnowsIsLeftOut(t *testing.T) {
+func TestAKeyWhoseDestinationIsUnknownIsLeftOut(t *testing.T) {
 	t.Parallel()
 	const config = `{"auth":{"azure":{"type":"api","key":"secret-key"},"openai":{"type":"api","key":"secret-key"}},"provider":{"own":{"npm":"some-package","options":{"apiKey":"secret-key","timeout":5},"models":{"m":{"name":"M"}}}}}`
 	provider, auth := rendered(t, config, `{}`)

@@ -467,7 +467,7 @@ func TestALaterCloneIsNotGivenCredentials(t *testing.T) {
 		t.Errorf("run in it: %+v", w.execs)
 	}
 	w.listing = []guest.Entry{{Name: "README.md", Type: "file"}}
-	if _, err := m.Create(t.Context(), req); err != nil { // as whoever did not get the answer asks again
+	if _, err := m.Create(t.Context(), req); err != nil { // as a caller asks again whose answer was lost
 		t.Errorf("a workspace that is filled: %v", err)
 	}
 }
