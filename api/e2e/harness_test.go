@@ -224,7 +224,7 @@ func newAPI(t testing.TB, g *gateway, more ...string) *api {
 func (a *api) up() error {
 	env := append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + a.dir, runEnv(), "API_ADDR=" + a.addr, "DATA_DIR=" + a.dir,
-		"MAKE_ADMIN=true", "ADMIN_EMAIL=" + adminEmail, "ADMIN_PASSWORD=" + adminPassword,
+		"MAKE_ADMIN=true", "ADMIN_EMAIL=" + adminEmail, "ADMIN_PASSWORD=" + adminPassword, "SIGN_UP=true",
 		"LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=5s",
 	}, a.more...)
 	err := a.Start(env, filepath.Join(binaries, "api"), "serve")

@@ -278,8 +278,8 @@ func TestNoSecretGetsOut(t *testing.T) {
 	otherKey := plant("a provider's apiKey", keyMarks)
 	own := object{
 		"auth": object{
-			"groq":    object{"type": "api", "key": plant("a sandbox's key", keyMarks)},
-			"copilot": object{"type": "oauth", "refresh": plant("a refresh token", keyMarks), "access": plant("an access token", keyMarks), "expires": 4e12},
+			"groq":           object{"type": "api", "key": plant("a sandbox's key", keyMarks)},
+			"github-copilot": object{"type": "oauth", "refresh": plant("a refresh token", keyMarks), "access": plant("an access token", keyMarks), "expires": 4e12},
 		},
 		"provider": object{"other": object{
 			"npm": "@ai-sdk/openai-compatible", "name": "Other", "models": object{"echo": object{"name": "Echo"}},

@@ -6,6 +6,7 @@ package doctor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -19,6 +20,7 @@ import (
 // The marks of a line.
 const (
 	good = "✔"
+	odd  = "!"
 	bad  = "✗"
 )
 
@@ -33,15 +35,23 @@ type Check struct {
 	// not done. Checks that need nothing of each other run at the same time.
 	Needs []string
 	// Do looks. The detail says what was found. The text of an error says what is
-	// wrong and what to do; a *sandbox.Error's is its message and its cause.
+	// wrong and what to do; a *sandbox.Error's is its message and its cause. One that
+	// is a WarningError is nothing that the program could not run with.
 	Do func(ctx context.Context) (detail string, err error)
 }
+
+// WarningError is what Check.Do returns for a set-up that works and is dangerous.
+type WarningError string
+
+// Error implements error.
+func (w WarningError) Error() string { return string(w) }
 
 // Result is how a check went.
 type Result struct {
 	Name    string `json:"name"`
 	OK      bool   `json:"ok"`
 	Skipped bool   `json:"skipped,omitempty"` // one that it needs had failed
+	Warning bool   `json:"warning,omitempty"` // it is well, and the detail says what is dangerous
 	// Detail is what was found, or why it was skipped.
 	Detail string `json:"detail"`
 	// Fix says what is wrong and what to do; empty if nothing is.
@@ -109,6 +119,10 @@ func (c Check) run(ctx context.Context, limit time.Duration) Result {
 	said := make(chan Result, 1)
 	go func() {
 		detail, err := c.Do(ctx)
+		if warning, ok := errors.AsType[WarningError](err); ok {
+			said <- Result{Name: c.Name, OK: true, Warning: true, Detail: printable.Line(string(warning), maxText)}
+			return
+		}
 		if err != nil {
 			said <- Result{Name: c.Name, Fix: printable.Line(text(err), maxText)}
 			return
@@ -157,6 +171,8 @@ func (r Report) Print(w io.Writer, asJSON bool) error {
 			mark = bad
 		case !c.OK:
 			mark, said = bad, c.Fix
+		case c.Warning:
+			mark = odd
 		}
 		fmt.Fprintf(&lines, "%s %s: %s\n", mark, c.Name, said)
 	}

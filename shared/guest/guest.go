@@ -94,6 +94,12 @@ type StartRequest struct {
 	// Reload has an OpenCode that runs look at the workspace anew, even if the
 	// config is the same: what came there since counts.
 	Reload bool `json:"reload,omitempty"`
+	// NoProjectConfig keeps an OpenCode that is started from reading the config of
+	// the workspace. It is given the workspace's AGENTS.md all the same.
+	NoProjectConfig bool `json:"noProjectConfig,omitempty"`
+	// MayBare has an OpenCode that does not get ready started once more without the
+	// plugins and configs of the home and the workspace, for TimeoutMs again.
+	MayBare bool `json:"mayBare,omitempty"`
 }
 
 // Applied says what a config change wrote.
@@ -103,6 +109,8 @@ type Applied struct {
 	// Pending is set when the sandbox is busy: the config is applied when idle.
 	Pending bool   `json:"pending,omitempty"`
 	Version string `json:"version,omitempty"`
+	// Bare is OpenCode.Bare of what was started.
+	Bare bool `json:"bare,omitempty"`
 }
 
 // OpenCode's states as sandboxd sees them.
@@ -133,6 +141,9 @@ type OpenCode struct {
 	Restarts int       `json:"restarts"`           // since sandboxd started
 	LastExit string    `json:"lastExit,omitempty"` // such as "exit status 1" or "signal: killed"
 	Since    time.Time `json:"since"`              // when the state was entered
+	// Bare is set while OpenCode runs without the plugins and configs that lie in
+	// the home and in the workspace: with them it did not get ready.
+	Bare bool `json:"bare,omitempty"`
 }
 
 // StopRequest ends OpenCode and every process but sandboxd: SIGTERM, and

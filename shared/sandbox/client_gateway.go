@@ -115,6 +115,19 @@ func (g *GatewayClient) List(ctx context.Context, opts ListOptions) (ListRespons
 	return ListResponse{Sandboxes: reply.Sandboxes, NextCursor: reply.NextCursor}, err
 }
 
+// Defaults returns what the gateway gives to every sandbox. A gateway that is older
+// than this question answers it with not_found.
+func (g *GatewayClient) Defaults(ctx context.Context) (Defaults, error) {
+	var reply struct {
+		Credentials bounded[string] `json:"credentials"`
+	}
+	err := g.do(ctx, call{method: http.MethodGet, path: "/defaults", limit: maxSmallReply, within: g.deadlines.Probe}, &reply)
+	if err == nil && reply.Credentials == nil {
+		err = Errorf(CodeBackendFailed, "%s does not say which default credentials it has", g.who)
+	}
+	return Defaults{Credentials: reply.Credentials}, err
+}
+
 // Delete implements Backend.
 func (g *GatewayClient) Delete(ctx context.Context, id string) error { return g.remove(ctx, id) }
 

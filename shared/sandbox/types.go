@@ -196,6 +196,15 @@ type OpenCodeInfo struct {
 	Version  string `json:"version,omitempty"`
 	Restarts int    `json:"restarts"`
 	LastExit string `json:"lastExit,omitempty"`
+	// Warning says what is amiss with an OpenCode that runs, and what to do.
+	Warning string `json:"warning,omitempty"`
+}
+
+// Defaults is the answer of GET /defaults.
+type Defaults struct {
+	// Credentials names the model providers whose keys every sandbox has from the
+	// gateway, sorted; empty for none.
+	Credentials []string `json:"credentials"`
 }
 
 // ListResponse is the answer of GET /sandboxes.

@@ -32,6 +32,7 @@ const (
 	configurationCheck = "configuration"
 	dataDirCheck       = "data folder"
 	databaseCheck      = "database"
+	gatewayCheck       = "gateway"
 )
 
 // examine says for each thing that the API needs whether it is there. loadErr is
@@ -72,7 +73,7 @@ func (x *examination) checks() []doctor.Check {
 		{Name: "database's clock", Needs: []string{databaseCheck}, Do: x.clock},
 	}
 	if x.cfg.GatewayURL != "" {
-		checks = append(checks, doctor.Check{Name: "gateway", Do: x.gateway})
+		checks = append(checks, doctor.Check{Name: gatewayCheck, Do: x.gateway}, doctor.Check{Name: "sign-up", Needs: []string{gatewayCheck}, Do: x.signUp})
 	}
 	if x.cfg.Cloudflare {
 		checks = append(checks, doctor.Check{Name: "worker", Do: x.worker})
@@ -158,12 +159,47 @@ func (x *examination) clock(context.Context) (string, error) {
 // deadlines are short: nothing is made or woken.
 func deadlines() sandbox.Deadlines { return sandbox.Deadlines{Probe: askTimeout, Look: askTimeout} }
 
-func (x *examination) gateway(ctx context.Context) (string, error) {
+// toGateway makes a client of the gateway; the caller closes it.
+func (x *examination) toGateway() (*sandbox.GatewayClient, error) {
 	set := x.cfg.Gateway()
 	set.Deadlines = deadlines()
 	gateway, err := sandbox.NewGateway(set)
 	if err != nil {
-		return "", fmt.Errorf("GATEWAY_URL: %w", err)
+		return nil, fmt.Errorf("GATEWAY_URL: %w", err)
+	}
+	return gateway, nil
+}
+
+// signUp looks whether strangers can read the keys that every sandbox has.
+func (x *examination) signUp(ctx context.Context) (string, error) {
+	gateway, err := x.toGateway()
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = gateway.Close(ctx) }()
+	defaults, err := gateway.Defaults(ctx)
+	keys := strings.Join(defaults.Credentials, ", ")
+	switch {
+	case !x.cfg.SignUpOpen():
+		return "closed", nil
+	case err != nil && x.cfg.SignUp == config.SignUpAuto:
+		return "", fmt.Errorf("closed, as the gateway does not say whether it has default credentials (%s): upgrade it, or set SIGN_UP", sandbox.Public(err, "no answer").Message)
+	case err != nil:
+		return "", doctor.WarningError("SIGN_UP is true, and the gateway does not say whether it has default credentials; if it has, every user who signs up can read them (" + readable + ")")
+	case keys == "":
+		return "open; the gateway has no default credentials", nil
+	case x.cfg.SignUp == config.SignUpAuto:
+		return "", doctor.WarningError("closed, as the gateway has default credentials of " + keys + ", which every user can read (" + readable + "); " +
+			"SIGN_UP=true opens it all the same")
+	}
+	return "", doctor.WarningError("SIGN_UP is true, and the gateway has default credentials of " + keys + ": every user who signs up can read them (" + readable + "); " +
+		"set SIGN_UP=false, or take them out of the gateway's environment and have users give keys of their own")
+}
+
+func (x *examination) gateway(ctx context.Context) (string, error) {
+	gateway, err := x.toGateway()
+	if err != nil {
+		return "", err
 	}
 	defer func() { _ = gateway.Close(ctx) }()
 	if err = gateway.Health(ctx); err == nil {

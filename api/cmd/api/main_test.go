@@ -139,7 +139,7 @@ func call(t *testing.T, method, url, token, body string) (*http.Response, string
 func TestItServesAndComesBackWithWhatItKept(t *testing.T) {
 	t.Parallel()
 	gateway := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"status":"ok"}`)
+		_, _ = io.WriteString(w, `{"status":"ok","credentials":[]}`)
 	}))
 	defer gateway.Close()
 	env := []string{gatewayToken, "GATEWAY_URL=" + gateway.URL, "DATA_DIR=" + t.TempDir()}
@@ -203,7 +203,7 @@ func TestAnAdminIsMadeOnceWithAPasswordThatIsKept(t *testing.T) {
 func TestNoPasswordIsMadeWhereThereIsAUser(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	env := []string{gatewayToken, "DATA_DIR=" + dir, "GATEWAY_URL=http://127.0.0.1:1"}
+	env := []string{gatewayToken, "DATA_DIR=" + dir, "GATEWAY_URL=http://127.0.0.1:1", "SIGN_UP=true"}
 	url, stop := start(t, env...)
 	if resp, body := call(t, "POST", url+"/api/auth/sign-up/email", "", `{"name":"Ada","email":"ada@example.com","password":"password1"}`); resp.StatusCode != http.StatusOK {
 		t.Errorf("%d %s", resp.StatusCode, body)

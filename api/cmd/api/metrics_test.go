@@ -14,7 +14,7 @@ import (
 func TestTheFiguresAreThoseThatAreDocumented(t *testing.T) {
 	t.Parallel()
 	gateway := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		said := `{"status":"ok"}`
+		said := `{"status":"ok","credentials":[]}`
 		if r.URL.Path == "/sandboxes" { // two pages
 			said = `{"sandboxes":[{"sandboxId":"a","userId":"ada","status":"running","lastSnapshot":{"id":"1","bytes":700000000}},{"sandboxId":"b","userId":"bob","status":"running"}],"nextCursor":"b"}`
 			if r.URL.Query().Get("cursor") == "b" {

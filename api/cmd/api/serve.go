@@ -72,18 +72,18 @@ func withStore(ctx context.Context, cfg config.Config, stderr io.Writer, work fu
 
 // serveFrom serves what is in a database.
 func serveFrom(ctx context.Context, cfg config.Config, keys keys, db *store.Store, tracer trace.Tracer, log *slog.Logger) error {
+	providers, err := openProviders(cfg, db, log)
+	if err != nil {
+		return err
+	}
 	accounts, err := account.New(ctx, account.Settings{
-		Secret: keys.cookies, SignUp: cfg.SignUp, APIToken: cfg.Token,
+		Secret: keys.cookies, SignUp: cfg.SignUpOpen(), MayOpen: mayOpen(cfg, providers, log), APIToken: cfg.Token,
 		PerAccount: account.DefaultPerAccount(), PerAddress: account.DefaultPerAddress(),
 	}, db.Accounts())
 	if err != nil {
 		return fmt.Errorf("accounts: %w", err)
 	}
 	if err := makeAdmin(ctx, cfg, accounts, db.Accounts(), log); err != nil {
-		return err
-	}
-	providers, err := openProviders(cfg, db, log)
-	if err != nil {
 		return err
 	}
 	credentials, catalogue, err := openCredentials(ctx, cfg, keys, db, log)

@@ -105,6 +105,15 @@ var (
 	ErrNoSession = errors.New("account: no session")
 )
 
+// ClosedError is ErrSignUpClosed for a reason that is told.
+type ClosedError struct{ Why string }
+
+// Error implements error.
+func (e *ClosedError) Error() string { return ErrSignUpClosed.Error() + ": " + e.Why }
+
+// Is implements errors.Is.
+func (e *ClosedError) Is(target error) bool { return target == ErrSignUpClosed }
+
 // LimitedError means that there were too many tries.
 type LimitedError struct {
 	// RetryAfter is how long it takes until another try is let through.

@@ -51,8 +51,10 @@ type Settings struct {
 	// Secret signs cookies; at least 32 bytes. Changing it ends no session by
 	// itself, but every cookie.
 	Secret []byte
-	// SignUp lets everybody make an account.
-	SignUp bool
+	// SignUp opens sign-up. MayOpen, unless it is nil, is asked at each sign-up; its
+	// error, a *ClosedError, refuses that one.
+	SignUp  bool
+	MayOpen func(context.Context) error
 	// APIToken is the service credential; empty for none.
 	APIToken string
 	// PerAccount and PerAddress limit sign-ins that fail; the latter sign-ups too.
@@ -162,6 +164,11 @@ func (s *Service) SignUp(ctx context.Context, req SignUp, client Client) (Signed
 	}
 	if wait := s.perAddress.take(addressKey(client.Address), s.now()); wait > 0 {
 		return Signed{}, &LimitedError{RetryAfter: wait}
+	}
+	if s.settings.MayOpen != nil {
+		if err := s.settings.MayOpen(ctx); err != nil {
+			return Signed{}, err
+		}
 	}
 	if user, err = s.create(ctx, user, req.Password); err != nil {
 		return Signed{}, err

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,7 +40,8 @@ type Config struct {
 	Origins      []string       `env:"CORS_ORIGINS"`
 	Secure       bool           `env:"API_SECURE" envDefault:"false"`
 	Proxies      []netip.Prefix `env:"TRUSTED_PROXIES"`
-	SignUp       bool           `env:"SIGN_UP" envDefault:"true"`
+	// SignUp is true, false, or auto: open unless the gateway has default credentials.
+	SignUp string `env:"SIGN_UP" envDefault:"auto"`
 
 	MakeAdmin  bool   `env:"MAKE_ADMIN" envDefault:"false"`
 	AdminEmail string `env:"ADMIN_EMAIL" envDefault:"admin@localhost.test"`
@@ -86,6 +88,15 @@ func Load(variables map[string]string) (Config, error) {
 	}
 	err = c.Validate()
 	return c, err
+}
+
+// SignUpAuto is the SIGN_UP that leaves it to the gateway's defaults.
+const SignUpAuto = "auto"
+
+// SignUpOpen says whether sign-up is open as far as SIGN_UP decides it.
+func (c *Config) SignUpOpen() bool {
+	open, err := strconv.ParseBool(c.SignUp)
+	return c.SignUp == SignUpAuto || err == nil && open
 }
 
 // Gateway is how the gateway is reached.
@@ -144,6 +155,9 @@ func (c *Config) Validate() error {
 		if u, err := url.Parse(c.Catalogue); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
 			say("CATALOGUE", "the path of a file or an https URL", "https://models.dev/api.json")
 		}
+	}
+	if _, err := strconv.ParseBool(c.SignUp); c.SignUp != SignUpAuto && err != nil {
+		say("SIGN_UP", "true, false or auto", SignUpAuto)
 	}
 	if c.TaskTimeout <= 0 {
 		say("TASK_TIMEOUT", "above 0", "10m")

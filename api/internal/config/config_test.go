@@ -31,7 +31,7 @@ func TestAGatewaysTokenIsEnough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Addr != "127.0.0.1:3001" || c.DataDir != ".agentpod" || c.DatabaseURL != "" || !c.SignUp || c.Secure || c.MakeAdmin || c.AdminEmail != "admin@localhost.test" ||
+	if c.Addr != "127.0.0.1:3001" || c.DataDir != ".agentpod" || c.DatabaseURL != "" || c.SignUp != "auto" || !c.SignUpOpen() || c.Secure || c.MakeAdmin || c.AdminEmail != "admin@localhost.test" ||
 		c.GatewayURL != "http://127.0.0.1:8787" || c.Cloudflare || c.DefaultProvider != "docker" || c.AutoSelect ||
 		c.TaskTimeout != 10*time.Minute || c.TaskConcurrency != 256 || c.TeamSize != 10 || c.DrainTimeout != 15*time.Second || c.LogLevel != "info" || c.LogFormat != "auto" {
 		t.Errorf("%+v", c)
@@ -53,7 +53,7 @@ func TestEverythingIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.GatewayURL != "" || c.EncryptionKey != key || !slices.Equal(c.EncryptionKeysFormer, []string{former, key}) || c.SignUp || !c.Secure || !c.MakeAdmin ||
+	if c.GatewayURL != "" || c.EncryptionKey != key || !slices.Equal(c.EncryptionKeysFormer, []string{former, key}) || c.SignUpOpen() || !c.Secure || !c.MakeAdmin ||
 		!slices.Equal(c.Origins, []string{"https://app.example.com", "http://localhost:5173"}) || c.Worker().Token != "cf" ||
 		!slices.Equal(c.Proxies, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}) || c.TeamSize != 3 {
 		t.Errorf("%+v", c)

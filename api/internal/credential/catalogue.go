@@ -40,6 +40,9 @@ type Provider struct {
 	AuthType AuthType
 	// KeyEnv is the environment variable that programs read the key from, if any.
 	KeyEnv string
+	// Endpoint is the https base URL of a provider that a list tells and the catalogue
+	// that is shipped does not have; empty if it is not told. A gateway knows the others'.
+	Endpoint string
 	// Popular says that it is in the catalogue that is shipped.
 	Popular bool
 	// Models are the current ones, the newest first.
@@ -204,6 +207,7 @@ type listed struct {
 	ID           string                 `json:"id"`
 	Name         string                 `json:"name"`
 	Env          []string               `json:"env"`
+	API          string                 `json:"api"`
 	DefaultModel string                 `json:"default_model"`
 	Models       map[string]listedModel `json:"models"`
 }
@@ -245,6 +249,9 @@ func parseCatalogue(raw []byte, ours map[string]Provider) (map[string]Provider, 
 		known, popular := ours[id]
 		p := Provider{ID: id, Name: named(entry.Name, id), Popular: popular || ours == nil, Models: entry.models()}
 		p.AuthType, p.KeyEnv = signIn(id, entry.Env)
+		if u, err := url.Parse(entry.API); !p.Popular && err == nil && u.Scheme == "https" && u.Host != "" && !strings.Contains(entry.API, "$") {
+			p.Endpoint = entry.API
+		}
 		p.DefaultModel = p.pick(entry.DefaultModel, known.DefaultModel)
 		providers[id] = p
 	}

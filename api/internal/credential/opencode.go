@@ -223,6 +223,11 @@ func (s *Service) Config(ctx context.Context, userID string) (config json.RawMes
 			return nil, "", sandbox.Errorf(sandbox.CodeProviderMissing, "your key of the provider %q cannot be read any more; give it again", row.ProviderID).WithCause(err)
 		}
 		auth[row.ProviderID] = apiAuth{Type: "api", Key: string(key)}
+		if endpoint := s.describe(row.ProviderID).Endpoint; endpoint != "" {
+			if err := direct(fields, row.ProviderID, endpoint); err != nil {
+				return nil, "", err
+			}
+		}
 		if model := s.describe(row.ProviderID).DefaultModel; row.IsDefault && model != "" && unset(fields[keyModel]) {
 			own[keyModel] = row.ProviderID + "/" + model
 		}
@@ -252,6 +257,34 @@ func (s *Service) Config(ctx context.Context, userID string) (config json.RawMes
 		return nil, "", fmt.Errorf("encoding a user's config: %w", err)
 	}
 	return config, s.settings.Keys.Sum(config), nil
+}
+
+// direct says in the settings where a provider's key goes, unless they say it: a
+// gateway gives no sandbox a key that could go anywhere.
+func direct(settings map[string]json.RawMessage, provider, endpoint string) error {
+	const options, baseURL = "options", "baseURL"
+	path := []map[string]json.RawMessage{settings, {}, {}, {}}
+	names := []string{"provider", provider, options}
+	for i, name := range names {
+		raw := path[i][name]
+		wrong := !unset(raw) && json.Unmarshal(raw, &path[i+1]) != nil
+		if wrong {
+			return nil // OpenCode says so
+		}
+	}
+	if !unset(path[3][baseURL]) || !unset(path[2]["api"]) {
+		return nil
+	}
+	var value any = endpoint
+	for i, name := range []string{baseURL, options, provider, "provider"} {
+		raw, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encoding where a key goes: %w", err)
+		}
+		path[len(path)-1-i][name] = raw
+		value = path[len(path)-1-i]
+	}
+	return nil
 }
 
 // unset tells whether a setting says nothing.

@@ -42,12 +42,18 @@ type authError struct {
 func (e *authError) Error() string { return e.Code + ": " + e.Message }
 
 // explainAuth makes an error for the login client of any error.
+// signUpDisabled is the login client's code for a sign-up that is closed.
+const signUpDisabled = "EMAIL_PASSWORD_SIGN_UP_DISABLED"
+
 func explainAuth(err error) *authError {
 	if e, ok := errors.AsType[*authError](err); ok {
 		return e
 	}
 	if e, ok := errors.AsType[*account.LimitedError](err); ok {
 		return &authError{status: http.StatusTooManyRequests, Message: "Too many requests. Please try again later.", Code: "TOO_MANY_REQUESTS", retryAfter: e.RetryAfter}
+	}
+	if e, ok := errors.AsType[*account.ClosedError](err); ok {
+		return &authError{status: http.StatusBadRequest, Message: e.Why, Code: signUpDisabled}
 	}
 	for _, known := range []struct {
 		err           error
@@ -60,7 +66,7 @@ func explainAuth(err error) *authError {
 		{account.ErrName, http.StatusBadRequest, "VALIDATION_ERROR", "[body.name] Invalid input: the name or the image is too long, or not plain text"},
 		{account.ErrPasswordTooShort, http.StatusBadRequest, "PASSWORD_TOO_SHORT", "Password too short"},
 		{account.ErrPasswordTooLong, http.StatusBadRequest, "PASSWORD_TOO_LONG", "Password too long"},
-		{account.ErrSignUpClosed, http.StatusBadRequest, "EMAIL_PASSWORD_SIGN_UP_DISABLED", "Email and password sign up is not enabled"},
+		{account.ErrSignUpClosed, http.StatusBadRequest, signUpDisabled, "Email and password sign up is not enabled"},
 		{account.ErrBanned, http.StatusForbidden, "BANNED_USER", "You have been banned from this application"},
 	} {
 		if errors.Is(err, known.err) {

@@ -16,6 +16,7 @@ import (
 // Files in the folder FAKE_DIR by which a test tells the fake what to do.
 const (
 	fakeCrash    = "crash"    // exit at once
+	fakeHome     = "home"     // something in the home has it "exit" at once, or "hang"
 	fakeSessions = "sessions" // the answer of /session/status
 	fakePtys     = "ptys"     // the answer of /pty
 	fakeLog      = "log"      // one line a request, and one a start
@@ -40,6 +41,17 @@ func fakeOpenCode() {
 		_, _ = os.Stdout.WriteString("cannot go on\x1b[31m, sorry\n")
 		os.Exit(7)
 	}
+	// The real one finds what lies in the home below these.
+	atFault, _ := os.ReadFile(filepath.Join(dir, fakeHome))
+	if os.Getenv("XDG_CONFIG_HOME") != "" && os.Getenv("OPENCODE_TEST_HOME") != "" {
+		atFault = nil
+	}
+	if string(atFault) == "exit" {
+		os.Exit(9)
+	}
+	for _, name := range []string{"OPENCODE_DISABLE_SHARE", "OPENCODE_DISABLE_PROJECT_CONFIG", "OPENCODE_PURE"} {
+		note(name + "=" + os.Getenv(name))
+	}
 	for _, kv := range os.Environ() {
 		if strings.HasPrefix(kv, "SANDBOXD_") {
 			note("LEAK " + kv)
@@ -51,7 +63,7 @@ func fakeOpenCode() {
 		os.Exit(8)
 	}
 	routesAt := time.Now().Add(700 * time.Millisecond)
-	fake := &fake{dir: dir, loaded: map[string]string{}}
+	fake := &fake{dir: dir, hangs: string(atFault) == "hang", loaded: map[string]string{}}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if time.Now().Before(routesAt) {
 			note("EARLY")
@@ -70,6 +82,7 @@ func fakeOpenCode() {
 
 type fake struct {
 	dir    string
+	hangs  bool
 	mu     sync.Mutex
 	loaded map[string]string
 }
@@ -113,6 +126,8 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		_, _ = w.Write([]byte("true"))
+	case r.URL.Path == "/config" && f.hangs:
+		<-r.Context().Done()
 	case r.URL.Path == "/config":
 		dir := r.URL.Query().Get("directory")
 		if _, ok := f.loaded[dir]; !ok {

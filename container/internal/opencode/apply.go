@@ -29,7 +29,7 @@ func (s *Supervisor) Configure(ctx context.Context, cfg guest.Config) (guest.App
 	if r == nil {
 		return guest.Applied{}, sandbox.Errorf(sandbox.CodeConflict, "OpenCode is not running; start it with this config")
 	}
-	return s.configure(ctx, r, cfg)
+	return s.configure(ctx, r, s.complete(r, cfg))
 }
 
 // configure applies cfg, or keeps it for later. The caller has the turn.

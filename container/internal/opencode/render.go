@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/agentpod/agentpod/container/internal/folder"
 	"github.com/agentpod/agentpod/shared/guest"
@@ -44,6 +45,36 @@ func withSchema(config []byte) []byte {
 	}
 	_, rest, _ := bytes.Cut(config, []byte("{"))
 	return append([]byte(line+","), rest...)
+}
+
+// withAgentsMD adds to a config the AGENTS.md of the directory that OpenCode works
+// in, and those of the folders above it in the workspace. One that is not there is
+// no error to OpenCode.
+func withAgentsMD(cfg guest.Config, workspace, directory string) guest.Config {
+	fields := map[string]json.RawMessage{}
+	var instructions []string
+	if len(cfg.OpenCode) > 0 && json.Unmarshal(cfg.OpenCode, &fields) != nil ||
+		fields["instructions"] != nil && json.Unmarshal(fields["instructions"], &instructions) != nil {
+		return cfg // OpenCode says what is wrong with it
+	}
+	for dir := directory; ; dir = path.Dir(dir) {
+		instructions = append(instructions, path.Join(dir, guest.KeyAgentsMD))
+		if dir == workspace || !strings.HasPrefix(dir, workspace+"/") {
+			break
+		}
+	}
+	list, err := json.Marshal(instructions)
+	if err != nil {
+		panic(err) // a list of strings always marshals
+	}
+	if fields == nil { // the config was null
+		fields = map[string]json.RawMessage{}
+	}
+	fields["instructions"] = list
+	if cfg.OpenCode, err = json.Marshal(fields); err != nil {
+		panic(err) // they were JSON
+	}
+	return cfg
 }
 
 // changes lists the keys whose file differs from what cfg wants, sorted. The

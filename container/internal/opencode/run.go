@@ -53,7 +53,7 @@ func (s *Supervisor) once(ctx context.Context, r *run) (ready bool, exit string)
 		r.out.line(err.Error())
 		return false, err.Error()
 	}
-	s.noteSpawn(proc.PID)
+	s.noteSpawn(r, proc.PID)
 
 	probeCtx, stopProbing := context.WithTimeout(ctx, r.boot)
 	probed := make(chan bool, 1)
@@ -117,9 +117,14 @@ func (s *Supervisor) spawn(r *run) (proc *process.Process, drained <-chan struct
 		return nil, nil, fmt.Errorf("make a pipe: %w", err)
 	}
 	defer write.Close()
+	environment, err := s.environment(r)
+	if err != nil {
+		_ = read.Close()
+		return nil, nil, err
+	}
 	proc, err = s.set.Processes.Start(process.Command{
 		Args:   []string{s.set.Binary, "serve", "--hostname", s.set.Hostname, "--port", strconv.Itoa(s.set.Port)},
-		Env:    s.environment(r.password),
+		Env:    environment,
 		Dir:    s.workingDir(r.directory),
 		Stdout: write, Stderr: write,
 		EndGroup: true,
@@ -141,15 +146,30 @@ func (s *Supervisor) spawn(r *run) (proc *process.Process, drained <-chan struct
 }
 
 // environment is what OpenCode gets: quiet, and with its password and config.
-func (s *Supervisor) environment(password string) []string {
-	return append(append([]string(nil), s.set.Env...),
-		"OPENCODE_SERVER_PASSWORD="+password,
+func (s *Supervisor) environment(r *run) ([]string, error) {
+	environment := append(append([]string(nil), s.set.Env...),
+		"OPENCODE_SERVER_PASSWORD="+r.password,
 		"OPENCODE_CONFIG_DIR="+s.set.ConfigDir,
 		"OPENCODE_DISABLE_MODELS_FETCH=1",
 		"OPENCODE_DISABLE_AUTOUPDATE=1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD=1",
 		"OPENCODE_DISABLE_DEFAULT_PLUGINS=1",
+		// A repository's config could have conversations uploaded, and say where to.
+		"OPENCODE_DISABLE_SHARE=1",
 	)
+	if r.noProject {
+		environment = append(environment, "OPENCODE_DISABLE_PROJECT_CONFIG=1")
+	}
+	if !r.bare {
+		return environment, nil
+	}
+	// OPENCODE_PURE alone still has OpenCode 1.18.33 read the home's configs, and
+	// import its plugins later. Both it looks for below these two.
+	empty := s.set.ConfigDir + "-empty"
+	if err := os.MkdirAll(empty, 0o750); err != nil {
+		return nil, fmt.Errorf("make an empty config folder: %w", err)
+	}
+	return append(environment, "OPENCODE_PURE=1", "XDG_CONFIG_HOME="+empty, "OPENCODE_TEST_HOME="+empty), nil
 }
 
 // probe asks until OpenCode is ready, its process ends, or ctx does.
@@ -175,9 +195,10 @@ func (s *Supervisor) probe(ctx context.Context, r *run, proc *process.Process) (
 	}
 }
 
-func (s *Supervisor) noteSpawn(pid int) {
+func (s *Supervisor) noteSpawn(r *run, pid int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.status.Bare = r.bare
 	s.status.State, s.status.PID, s.status.Since = guest.StateStarting, pid, time.Now()
 	s.stale = false // a new process reads everything anew
 }

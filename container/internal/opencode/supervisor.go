@@ -72,12 +72,14 @@ type Supervisor struct {
 type run struct {
 	password  string
 	directory string
-	api       *api
-	boot      time.Duration
-	cancel    context.CancelFunc
-	done      chan struct{} // closed when supervision has ended
-	wake      chan struct{} // a config is pending
-	cooled    chan struct{} // OpenCode has forgotten what it read
+	// noProject keeps OpenCode from the workspace's config, bare from the home's too.
+	noProject, bare bool
+	api             *api
+	boot            time.Duration
+	cancel          context.CancelFunc
+	done            chan struct{} // closed when supervision has ended
+	wake            chan struct{} // a config is pending
+	cooled          chan struct{} // OpenCode has forgotten what it read
 
 	// readiness is guarded by the supervisor's mu. ready is closed when
 	// OpenCode is, and replaced when it dies.
@@ -135,9 +137,10 @@ func (s *Supervisor) take(ctx context.Context) error {
 func (s *Supervisor) give() { <-s.turn }
 
 // Start brings OpenCode up with a config, or applies the config to the one that
-// runs with the same password and directory. It fails with invalid_request,
-// config_rejected or boot_failed; after the latter two, if nothing ran before,
-// nothing runs.
+// runs with the same password and directory. An OpenCode that does not get ready
+// is started once more, if that may be, without what lies in the home and the
+// workspace for it: Applied.Bare says so. It fails with invalid_request, config_rejected or
+// boot_failed; after the latter two, if nothing ran before, nothing runs.
 func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.Applied, error) {
 	if req.Password == "" {
 		return guest.Applied{}, sandbox.Errorf(sandbox.CodeInvalidRequest, "the start request has no password")
@@ -149,9 +152,9 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 	if req.TimeoutMs > 0 {
 		boot = time.Duration(min(req.TimeoutMs, maxBoot.Milliseconds())) * time.Millisecond
 	}
-	ctx, cancel := context.WithTimeout(ctx, boot)
+	limited, cancel := context.WithTimeout(ctx, boot)
 	defer cancel()
-	if err := s.take(ctx); err != nil {
+	if err := s.take(limited); err != nil {
 		return guest.Applied{}, err
 	}
 	defer s.give()
@@ -165,23 +168,43 @@ func (s *Supervisor) Start(ctx context.Context, req guest.StartRequest) (guest.A
 			s.mu.Lock()
 			s.stale = s.stale || req.Reload
 			s.mu.Unlock()
-			return s.configure(ctx, r, req.Config)
+			return s.configure(limited, r, s.complete(r, req.Config))
 		}
 		s.end()
 	}
-	applied, err := s.boot(ctx, req, directory, boot)
+	applied, err := s.boot(limited, &run{password: req.Password, directory: directory, noProject: req.NoProjectConfig, boot: boot}, req)
 	if err != nil {
 		s.end()
+	}
+	if !req.MayBare || !sandbox.HasCode(err, sandbox.CodeBootFailed) && !sandbox.HasCode(err, sandbox.CodeOpenCodeDown) || ctx.Err() != nil {
+		return applied, err
+	}
+	s.set.Log.WarnContext(ctx, "OpenCode does not get ready; it is started without the plugins and configs of the home and the workspace", "error", err)
+	applied, bareErr := s.boot(ctx, &run{password: req.Password, directory: directory, noProject: true, bare: true, boot: boot}, req)
+	if bareErr != nil {
+		s.end()
+		s.set.Log.WarnContext(ctx, "OpenCode does not get ready without them either", "error", bareErr)
 		return guest.Applied{}, err
 	}
 	return applied, nil
 }
 
+// complete adds to a config what the kind of the run asks for.
+func (s *Supervisor) complete(r *run, cfg guest.Config) guest.Config {
+	if r.noProject {
+		return withAgentsMD(cfg, s.set.Workspace, r.directory)
+	}
+	return cfg
+}
+
 // boot starts supervision with the config on disk already, so that OpenCode
 // reads it once; to be warmed it begins with another one, which nothing of the
-// workspace's reads.
-func (s *Supervisor) boot(ctx context.Context, req guest.StartRequest, directory string, limit time.Duration) (applied guest.Applied, err error) {
-	cfg := req.Config
+// workspace's reads. It takes r.boot at most.
+func (s *Supervisor) boot(ctx context.Context, r *run, req guest.StartRequest) (applied guest.Applied, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.boot)
+	defer cancel()
+	cfg := s.complete(r, req.Config)
+	defer func() { applied.Bare = r.bare && err == nil }()
 	before, checked := s.lastApplied()
 	defer func() { err = withoutSecrets(err, cfg, before) }()
 	s.mend()
@@ -202,8 +225,7 @@ func (s *Supervisor) boot(ctx context.Context, req guest.StartRequest, directory
 	if err != nil {
 		return guest.Applied{}, err
 	}
-	s.begin(ctx, req.Password, directory, limit)
-	r := s.running()
+	s.begin(ctx, r)
 	if err := s.awaitReady(ctx, r); err != nil {
 		return guest.Applied{}, err
 	}
@@ -257,19 +279,12 @@ func (s *Supervisor) seed() error {
 }
 
 // begin starts the goroutines of a run, which outlives the request for it.
-func (s *Supervisor) begin(ctx context.Context, password, directory string, limit time.Duration) {
+func (s *Supervisor) begin(ctx context.Context, r *run) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &run{
-		password: password, directory: directory, boot: limit,
-		api:    newAPI(s.set.Port, password),
-		cancel: cancel,
-		done:   make(chan struct{}),
-		wake:   make(chan struct{}, 1),
-		cooled: make(chan struct{}, 1),
-		ready:  make(chan struct{}),
-		failed: make(chan struct{}),
-		out:    &output{to: s.set.Output},
-	}
+	r.api, r.cancel = newAPI(s.set.Port, r.password), cancel
+	r.done, r.ready, r.failed = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	r.wake, r.cooled = make(chan struct{}, 1), make(chan struct{}, 1)
+	r.out = &output{to: s.set.Output}
 	s.mu.Lock()
 	s.current = r
 	s.mu.Unlock()
@@ -295,6 +310,7 @@ func (s *Supervisor) end() {
 	defer s.mu.Unlock()
 	s.current, s.pending = nil, nil
 	s.status.State, s.status.PID, s.status.Since = guest.StateStopped, 0, time.Now()
+	s.status.Bare = false
 }
 
 // Stop ends OpenCode and every process in the sandbox. Stopping twice is fine.

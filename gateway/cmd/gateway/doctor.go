@@ -112,6 +112,7 @@ func (x *examination) checks() []doctor.Check {
 		doctor.Check{Name: "swap", Needs: []string{engineCheck}, Do: x.swap},
 		doctor.Check{Name: "port", Do: x.port},
 		doctor.Check{Name: "sandboxes' hosts", Do: x.domain},
+		doctor.Check{Name: "default credentials", Do: x.defaultCredentials},
 		doctor.Check{Name: "webhooks", Do: x.webhooks},
 		doctor.Check{Name: "traces", Do: func(ctx context.Context) (string, error) {
 			return tracing.Check(ctx, os.Getenv, service, daemon.Version())
@@ -404,6 +405,15 @@ func (x *examination) swap(context.Context) (string, error) {
 	default:
 		return fmt.Sprintf("%d MiB are free for sandboxes that are shrunk", free>>20), nil
 	}
+}
+
+func (x *examination) defaultCredentials(context.Context) (string, error) {
+	providers := x.cfg.Defaults.Credentials()
+	if len(providers) == 0 {
+		return "none: sandboxes have the keys that they are given", nil
+	}
+	return "", doctor.WarningError(fmt.Sprintf("every sandbox has the gateway's keys of %s, and its user can read them with one GET of /sandbox/ID/opencode/provider: "+
+		"so can every user who signs up at an API in front of this gateway, unless its SIGN_UP is off", strings.Join(providers, ", ")))
 }
 
 func (x *examination) port(ctx context.Context) (string, error) {

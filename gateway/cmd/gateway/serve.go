@@ -167,7 +167,7 @@ func lifecycleSettings(cfg config.Config) lifecycle.Settings {
 	s.Deadlines.Clone, s.Deadlines.Hold = cfg.CloneTimeout, cfg.HoldTimeout
 	s.MaxRunning, s.MaxFrozen, s.BootConcurrency, s.MaxHeld = cfg.MaxRunning, cfg.MaxFrozen, cfg.BootConcurrency, cfg.MaxHeld
 	s.Pool.Size = cfg.PoolSize
-	s.Defaults, s.GitProtocols = cfg.Defaults, cfg.GitProtocols
+	s.Defaults, s.GitProtocols, s.NoProjectConfig = cfg.Defaults, cfg.GitProtocols, cfg.ProjectConfig == "off"
 	s.Deadlines.Snapshot, s.Deadlines.Restore = cfg.SnapshotTimeout, cfg.RestoreTimeout
 	s.PersistMost = cfg.StoreWithin
 	s.Idle = lifecycle.Idle{

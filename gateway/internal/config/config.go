@@ -98,6 +98,8 @@ type Config struct {
 	GitProtocols     []string `env:"GIT_PROTOCOLS" envDefault:"https,ssh,git"`
 
 	DefaultConfig string `env:"DEFAULT_CONFIG,unset"`
+	// ProjectConfig says whether OpenCode reads the config of a repository: on or off.
+	ProjectConfig string `env:"PROJECT_CONFIG" envDefault:"on"`
 
 	APIURL   string `env:"AGENTPOD_API_URL"`
 	APIToken string `env:"AGENTPOD_API_TOKEN,unset"`
@@ -189,6 +191,9 @@ func (c *Config) defaults(variables map[string]string) error {
 		}
 		defaults.Auth[provider] = entry
 	}
+	if skipped := defaults.Unpinned(); len(skipped) > 0 {
+		return fmt.Errorf("DEFAULT_CONFIG: %s", strings.Join(skipped, "; ")) //nolint:err113 // a sentence for people
+	}
 	c.Defaults = defaults
 	return nil
 }
@@ -220,6 +225,7 @@ func (c *Config) Validate() error {
 	one("LOG_FORMAT", c.LogFormat, "auto", "json", "text")
 	one("SANDBOX_REACH", c.Reach, "auto", "direct", "published")
 	one("PERMISSION_POLICY", c.PermissionPolicy, "allow", "deny")
+	one("PROJECT_CONFIG", c.ProjectConfig, "on", "off")
 	for _, p := range c.GitProtocols {
 		one("each of GIT_PROTOCOLS", p, "https", "ssh", "git", "http")
 	}

@@ -123,6 +123,35 @@ func TestProviderKeysBecomeDefaultCredentials(t *testing.T) {
 	}
 }
 
+func TestADefaultKeyHasSomewhereToGo(t *testing.T) {
+	t.Parallel()
+	const key = `{"auth":{"azure":{"type":"api","key":"sk-secret-key"}}`
+	_, err := Load(map[string]string{"DEFAULT_CONFIG": key + "}"})
+	if err == nil || !strings.Contains(err.Error(), "DEFAULT_CONFIG: config.auth: azure") || !strings.Contains(err.Error(), "provider.azure.options.baseURL") || strings.Contains(err.Error(), "sk-secret") {
+		t.Errorf("%v", err)
+	}
+	c, err := Load(map[string]string{"DEFAULT_CONFIG": key + `,"provider":{"azure":{"options":{"baseURL":"https://me.openai.azure.com/openai"}}}}`})
+	if err != nil || c.Defaults.Auth["azure"] == nil {
+		t.Errorf("with its base URL: %v", err)
+	}
+}
+
+func TestTheProjectsConfigIsReadUnlessThatIsOff(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{"": "on", "on": "on", "off": "off"} {
+		environ := map[string]string{}
+		if value != "" {
+			environ["PROJECT_CONFIG"] = value
+		}
+		if c, err := Load(environ); err != nil || c.ProjectConfig != want {
+			t.Errorf("%q is %q, %v", value, c.ProjectConfig, err)
+		}
+	}
+	if _, err := Load(map[string]string{"PROJECT_CONFIG": "perhaps"}); err == nil || !strings.Contains(err.Error(), "PROJECT_CONFIG must be one of on, off") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestSizes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]Bytes{"1": 1, "2k": 2048, "512MiB": 512 << 20, "2GB": 2 << 30, "3 G": 3 << 30, "x": -1, "-1": -1, "1T": -1, "": -1, "9999999999G": -1} {

@@ -115,6 +115,7 @@ func (a *API) routes(e *echo.Echo) {
 	e.GET("/readyz", a.ready)
 	e.GET("/openapi.yaml", a.openapi)
 	e.GET("/metrics", a.metrics)
+	e.GET("/defaults", a.defaults)
 	e.GET("/sandboxes", a.list)
 	e.POST("/sandbox", a.create)
 	e.GET("/sandbox/:id", a.get)

@@ -33,6 +33,11 @@ func (a *API) openapi(c echo.Context) error {
 	return c.Blob(http.StatusOK, "application/yaml", openapiYAML)
 }
 
+// defaults says whose keys every sandbox has, and none of them.
+func (a *API) defaults(c echo.Context) error {
+	return c.JSON(http.StatusOK, a.Manager.Defaults())
+}
+
 const (
 	defaultPage = 50
 	maxPage     = 100

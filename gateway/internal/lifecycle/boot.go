@@ -259,13 +259,22 @@ func (m *Manager) startOpenCode(ctx context.Context, b *box, g *guest.Client, co
 	rec := b.record()
 	defer b.during(ctx, sandbox.StepOpenCode)()
 	limit := m.settings.Deadlines.Boot
-	ctx, cancel := context.WithTimeout(ctx, limit+slack)
+	// Of a new sandbox's home nothing can be at fault, and its creator is told.
+	mayBare, within := rec.Phase == PhaseReady, limit+slack
+	if mayBare {
+		within += limit
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	applied, err := g.Start(ctx, guest.StartRequest{
 		Password: rec.Secrets.Password, Config: rendered, Directory: rec.Directory, TimeoutMs: limit.Milliseconds(), Reload: reload,
+		NoProjectConfig: m.settings.NoProjectConfig, MayBare: mayBare,
 	})
 	if err != nil {
 		return applied, fmt.Errorf("starting OpenCode: %w", err)
+	}
+	if applied.Bare {
+		m.log.WarnContext(ctx, bareWarning, "sandboxId", b.id)
 	}
 	b.mu.Lock()
 	b.rec.Version = printable.Line(applied.Version, maxShown) // written with the next change

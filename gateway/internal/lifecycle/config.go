@@ -63,6 +63,17 @@ func ParseConfig(raw json.RawMessage) (Config, error) {
 	return c, nil
 }
 
+// accept takes apart a config that a caller gave, and refuses what it may not say
+// over the defaults.
+func (m *Manager) accept(raw json.RawMessage) (Config, error) {
+	c, err := ParseConfig(raw)
+	if err != nil {
+		return c, err
+	}
+	c.Warnings = append(c.Warnings, c.Over(m.settings.Defaults).Unpinned()...)
+	return c, c.CheckOver(m.settings.Defaults)
+}
+
 func absent(raw json.RawMessage) bool {
 	return len(raw) == 0 || bytes.Equal(bytes.TrimSpace(raw), []byte("null"))
 }
@@ -147,8 +158,10 @@ func (c Config) Empty() bool {
 }
 
 // Over returns c laid over defaults: objects are merged, anything else of c
-// wins, files and credentials are joined by name.
+// wins, files and credentials are joined by name. A provider's key and what says
+// where it goes stay together: see split.
 func (c Config) Over(defaults Config) Config {
+	defaults, c = split(defaults, c)
 	merged := Config{AgentsMD: c.AgentsMD, Warnings: c.Warnings}
 	if merged.AgentsMD == nil {
 		merged.AgentsMD = defaults.AgentsMD
@@ -191,8 +204,9 @@ func mergeObjects(under, over map[string]any) map[string]any {
 	return out
 }
 
-// Guest is the config as sandboxd takes it.
+// Guest is the config as sandboxd takes it, with the destination of each key.
 func (c Config) Guest() (guest.Config, error) {
+	c = c.pin()
 	g := guest.Config{AgentsMD: c.AgentsMD, Files: c.Files, Auth: c.Auth}
 	if len(c.OpenCode) > 0 {
 		raw, err := json.Marshal(c.OpenCode)
@@ -221,6 +235,11 @@ func (m *Manager) Secrets(id string) []string {
 		return nil // as above
 	}
 	return redact.Secrets(raw)
+}
+
+// Defaults says what every sandbox is given, without any secret.
+func (m *Manager) Defaults() sandbox.Defaults {
+	return sandbox.Defaults{Credentials: m.settings.Defaults.Credentials()}
 }
 
 // keys are those of all that the config has rendered.

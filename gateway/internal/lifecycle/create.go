@@ -43,7 +43,7 @@ func (m *Manager) plan(req sandbox.CreateRequest) (plan, error) {
 	if p.directory, err = checkDirectory(req.Directory); err != nil {
 		return p, err
 	}
-	if p.config, err = ParseConfig(req.Config); err != nil {
+	if p.config, err = m.accept(req.Config); err != nil {
 		return p, err
 	}
 	if p.idle, err = checkIdle(req.Idle); err != nil {
@@ -287,8 +287,9 @@ func (m *Manager) addRecord(ctx context.Context, b *box, rec Record) error {
 }
 
 // bring starts a new container and makes it what was asked for: OpenCode boots
-// while the repository is cloned. The boot slot is given back as soon as OpenCode
-// is ready: a clone may take minutes.
+// while the repository is cloned, unless that needs a secret, which code of the
+// repository or of the config could read. The boot slot is given back as soon as
+// OpenCode is ready: a clone may take minutes.
 func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, release func()) (written int, err error) {
 	g, err := m.open(ctx, b, cont)
 	if err != nil {
@@ -301,9 +302,10 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 		p.repo = nil // the workspace is not empty
 	}
 	elsewhere := p.directory != guest.Workspace
-	if elsewhere && p.repo != nil {
-		// The folder may be one of the repository's: it is OpenCode's working
-		// directory, so it must be there first.
+	// The folder may be one of the repository's: it is OpenCode's working
+	// directory, so it must be there first.
+	ahead := p.repo != nil && (elsewhere || p.repo.Credentials())
+	if ahead {
 		release()
 		if err := m.clone(ctx, b, g, *p.repo); err != nil {
 			return 0, atStep(ctx, "clone", err)
@@ -325,7 +327,7 @@ func (m *Manager) bring(ctx context.Context, b *box, cont Container, p plan, rel
 		applied, err = m.startOpenCode(groupCtx, b, g, p.config, false)
 		return atStepOrNil(ctx, "opencode", err)
 	})
-	if p.repo != nil && !elsewhere {
+	if p.repo != nil && !ahead {
 		group.Go(func() error { return atStepOrNil(ctx, "clone", m.clone(groupCtx, b, g, *p.repo)) })
 	}
 	if err := group.Wait(); err != nil {
@@ -378,6 +380,11 @@ func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int,
 	empty, err := workspaceEmpty(ctx, g)
 	if err != nil || !empty {
 		return written, err
+	}
+	if p.repo.Credentials() {
+		// Whatever has run in it so far could read them, or be the git that is run.
+		return 0, sandbox.Errorf(sandbox.CodeConflict,
+			"the sandbox %q has run before, so code in it could read the credentials in gitUrl; create a new sandbox with this gitUrl, or give a gitUrl without credentials", p.id)
 	}
 	if err := m.clone(ctx, b, g, *p.repo); err != nil {
 		// Half a clone would pass for a workspace that is in use the next time.

@@ -19,8 +19,9 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 }
 
 // Command is the clone of the repository into the (empty) folder dir, and the
-// environment it needs: no prompts, only the protocols allowed, credentials
-// through a helper that answers for the URL's own origin and is kept nowhere.
+// environment it needs: no prompts, only the protocols allowed, no config but the
+// clone's own, credentials through a helper that answers for the URL's own origin
+// and is kept nowhere.
 func (r Repository) Command(dir string, protocols []string) (argv []string, env map[string]string) {
 	argv = []string{"git", "clone", "--progress", "--origin", "origin"}
 	if r.Branch != "" {
@@ -37,8 +38,12 @@ func (r Repository) Command(dir string, protocols []string) (argv []string, env 
 		"GIT_HTTP_LOW_SPEED_LIMIT": "1000",
 		"GIT_HTTP_LOW_SPEED_TIME":  "30",
 		"LC_ALL":                   "C.UTF-8",
+		// What the home or the image sets up for git, such as hooks and filters, has
+		// no part in this.
+		"GIT_CONFIG_GLOBAL":   "/dev/null",
+		"GIT_CONFIG_NOSYSTEM": "1",
 	}
-	if r.Username != "" || r.Password != "" {
+	if r.Credentials() {
 		env["GIT_CONFIG_COUNT"] = "1"
 		env["GIT_CONFIG_KEY_0"] = "credential." + r.Origin + ".helper"
 		env["GIT_CONFIG_VALUE_0"] = `!f() { test "$1" = get && printf 'username=%s\npassword=%s\n' "$AGENTPOD_GIT_USERNAME" "$AGENTPOD_GIT_PASSWORD"; }; f`
@@ -47,6 +52,10 @@ func (r Repository) Command(dir string, protocols []string) (argv []string, env 
 	}
 	return argv, env
 }
+
+// Credentials says whether the clone needs a secret. It lies in the environment of
+// git, where every process of the sandbox can read it.
+func (r Repository) Credentials() bool { return r.Username != "" || r.Password != "" }
 
 // Redact is sandbox.Repository's.
 func (r Repository) Redact(s string) string { return sandbox.Repository(r).Redact(s) }

@@ -82,6 +82,9 @@ func TestCredentialsAreNotInTheCommandAndAreRedacted(t *testing.T) {
 			t.Errorf("%q stays %q", said, got)
 		}
 	}
+	if env["GIT_CONFIG_GLOBAL"] != "/dev/null" || env["GIT_CONFIG_NOSYSTEM"] != "1" {
+		t.Errorf("a config of the home's or the image's has a part in it: %v", env)
+	}
 	token, err := ParseRepository("https://ghp_token@example.test/a", "", DefaultGitProtocols())
 	if err != nil || strings.Contains(token.Redact("for ghp_token"), "ghp_token") {
 		t.Errorf("a token as user name is repeated: %v", err)

@@ -75,6 +75,8 @@ type Settings struct {
 	// Defaults is laid under every sandbox's own config.
 	Defaults     Config
 	GitProtocols []string
+	// NoProjectConfig keeps OpenCode from reading a repository's config.
+	NoProjectConfig bool
 	// ReconcileEvery is the period of the comparison of store and engine.
 	ReconcileEvery time.Duration
 	// Pool says what is kept ready for creates.

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -448,6 +449,79 @@ func TestAnEmptyWorkspaceIsFilledByALaterCreate(t *testing.T) {
 	}
 	if len(w.execs) != 1 {
 		t.Errorf("%d commands were run, want one clone", len(w.execs))
+	}
+}
+
+func TestALaterCloneIsNotGivenCredentials(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	w.mustCreate(m, "a")
+	req := request("a")
+	req.GitURL = "https://u:hunter2@example.test/r.git"
+	_, err := m.Create(t.Context(), req)
+	if !sandbox.HasCode(err, sandbox.CodeConflict) || !strings.Contains(err.Error(), "create a new sandbox with this gitUrl") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v", err)
+	}
+	if len(w.execs) != 0 {
+		t.Errorf("run in it: %+v", w.execs)
+	}
+	w.listing = []guest.Entry{{Name: "README.md", Type: "file"}}
+	if _, err := m.Create(t.Context(), req); err != nil { // as a caller asks again whose answer was lost
+		t.Errorf("a workspace that is filled: %v", err)
+	}
+}
+
+func TestACloneWithCredentialsIsOverBeforeOpenCodeStarts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager()
+	for n := range 20 { // beside each other the one is as often first as the other
+		entered, release := w.hold(guest.RouteExec)
+		req := request(fmt.Sprint("box-", n))
+		req.GitURL = "https://u:hunter2@example.test/r.git"
+		created := make(chan error, 1)
+		go func() {
+			_, err := m.Create(t.Context(), req)
+			created <- err
+		}()
+		<-entered
+		during := w.count(guest.RouteStart)
+		release()
+		if err := <-created; err != nil {
+			t.Fatal(err)
+		}
+		if after := w.count(guest.RouteStart); during != n || after != n+1 {
+			t.Fatalf("OpenCode was started %d times while git had the credentials, and %d times after", during-n, after-n)
+		}
+	}
+}
+
+func TestACallerThatSaysWhereADefaultKeyGoesIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) {
+		s.Defaults = parsed(t, `{"auth":{"anthropic":{"type":"api","key":"operators-key"}}}`)
+	})
+	const field = "config.provider.anthropic.options.baseURL"
+	config := []byte(`{"provider":{"anthropic":{"options":{"baseURL":"https://x.test"}}}}`)
+	refused := func(what string, err error) {
+		t.Helper()
+		if !sandbox.HasCode(err, sandbox.CodeInvalidRequest) || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	req := request("a")
+	req.Config = config
+	_, err := m.Create(t.Context(), req)
+	refused("create", err)
+	w.mustCreate(m, "a")
+	_, err = m.Wake(t.Context(), "a", config, "")
+	refused("wake", err)
+	_, err = m.Create(t.Context(), req)
+	refused("create again", err)
+	if got := m.Defaults().Credentials; !slices.Equal(got, []string{"anthropic"}) {
+		t.Errorf("the defaults have credentials of %q", got)
 	}
 }
 

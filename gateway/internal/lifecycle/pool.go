@@ -382,7 +382,9 @@ func (p *pool) warm(ctx context.Context, mem *member) error {
 	limit := p.m.settings.Deadlines.Boot
 	ctx, cancel := context.WithTimeout(ctx, limit+slack)
 	defer cancel()
-	applied, err := mem.guest.Start(ctx, guest.StartRequest{Password: mem.password, Config: rendered, TimeoutMs: limit.Milliseconds(), Warm: true})
+	applied, err := mem.guest.Start(ctx, guest.StartRequest{
+		Password: mem.password, Config: rendered, TimeoutMs: limit.Milliseconds(), Warm: true, NoProjectConfig: p.m.settings.NoProjectConfig,
+	})
 	mem.version = printable.Line(applied.Version, maxShown)
 	return err
 }

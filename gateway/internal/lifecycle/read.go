@@ -104,8 +104,16 @@ func statusWithin[T any](ctx context.Context, limit time.Duration, ask func(cont
 	return ask(ctx)
 }
 
+// bareWarning is what a sandbox says whose OpenCode runs bare.
+const bareWarning = "OpenCode did not get ready with the plugins and configs that lie in the sandbox, and was started without them: " +
+	"correct or remove what is at fault below ~/.config/opencode, ~/.opencode or the workspace (by exec or the file routes), then stop the sandbox and wake it"
+
 func openCodeInfo(oc guest.OpenCode) *sandbox.OpenCodeInfo {
-	return &sandbox.OpenCodeInfo{State: oc.State, Version: oc.Version, Restarts: oc.Restarts, LastExit: oc.LastExit}
+	info := &sandbox.OpenCodeInfo{State: oc.State, Version: oc.Version, Restarts: oc.Restarts, LastExit: oc.LastExit}
+	if oc.Bare {
+		info.Warning = bareWarning
+	}
+	return info
 }
 
 func (b *box) info() (sandbox.Info, *guest.Client) {

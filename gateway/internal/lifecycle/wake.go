@@ -184,7 +184,7 @@ func (m *Manager) newHandle(b *box) Handle {
 // named, the newest if that is empty.
 func (m *Manager) Wake(ctx context.Context, id string, rawConfig json.RawMessage, snapshot string) (sandbox.WakeResponse, error) {
 	var resp sandbox.WakeResponse
-	config, err := ParseConfig(rawConfig)
+	config, err := m.accept(rawConfig)
 	if err != nil {
 		return resp, err
 	}
