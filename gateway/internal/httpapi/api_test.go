@@ -2,10 +2,12 @@ package httpapi
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -88,6 +90,9 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 		}
 		return r
 	}
+	inParameter := func(password string) string {
+		return url.QueryEscape(base64.StdEncoding.EncodeToString([]byte("opencode:" + password)))
+	}
 	for name, c := range map[string]struct {
 		request *http.Request
 		status  int
@@ -96,6 +101,12 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 		"the token as a password elsewhere":    {withPassword("/sandboxes", "", ""), 401, sandbox.CodeUnauthorized},
 		"the token as a password in a browser": {withPassword("/sandbox/a/opencode/session", "Sec-Fetch-Site", "none"), 401, sandbox.CodeUnauthorized},
 		"the token as a password of a page":    {withPassword("/sandbox/a/opencode/session", "Origin", "http://localhost"), 401, sandbox.CodeUnauthorized},
+		"the token as a password of an image":  {withPassword("/sandbox/a/opencode/session", "Sec-Fetch-Dest", "image"), 401, sandbox.CodeUnauthorized},
+		"the token as a password of Node":      {withPassword("/sandbox/a/opencode/session", "Sec-Fetch-Mode", "cors"), 404, sandbox.CodeSandboxNotFound},
+		"the token in a parameter":             {request("GET", "/sandbox/a/opencode/pty/x/connect?auth_token="+inParameter("the-token"), "localhost", ""), 404, sandbox.CodeSandboxNotFound},
+		"the token in a parameter elsewhere":   {request("GET", "/sandboxes?auth_token="+inParameter("the-token"), "localhost", ""), 401, sandbox.CodeUnauthorized},
+		"a wrong token in a parameter":         {request("GET", "/sandbox/a/opencode/x?auth_token="+inParameter("other"), "localhost", ""), 401, sandbox.CodeUnauthorized},
+		"a parameter that is no Base64":        {request("GET", "/sandbox/a/opencode/x?auth_token=the-token!", "localhost", ""), 401, sandbox.CodeUnauthorized},
 		"an unknown route":                     {request("GET", "/nope", "localhost", "the-token"), 404, sandbox.CodeRouteNotFound},
 		"a wrong method":                       {request("PATCH", "/sandbox", "localhost", "the-token"), 405, sandbox.CodeMethodNotAllowed},
 		"no token":                             {request("GET", "/sandboxes", "localhost", ""), 401, sandbox.CodeUnauthorized},
