@@ -31,9 +31,9 @@ type Mark struct {
 	Generation int64 `json:"generation"`
 }
 
-// Check refuses a mark that none is to have, with invalid_request: the
-// incarnation is 1 to MaxIncarnation bytes of printable characters without
-// spaces at its ends, and the generation is not negative.
+// Check refuses with invalid_request a mark that cannot be given: the incarnation
+// is 1 to MaxIncarnation bytes of printable characters without spaces at its
+// ends, and the generation is not negative.
 func (m Mark) Check() error {
 	if m.Incarnation == "" || printable.Line(m.Incarnation, MaxIncarnation) != m.Incarnation {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest,

@@ -48,9 +48,8 @@ func excluded(path string) bool {
 	}
 }
 
-// isMark reports whether a path is the disk's mark or below it. A request that
-// names it is none of a gateway's, and a snapshot may have it from a home whose
-// mark was no mark yet.
+// isMark reports whether a path is the disk's mark or below it. A listing has no
+// such path, but a snapshot of a former version may have one.
 func isMark(path string) bool {
 	top, _, _ := strings.Cut(path, "/")
 	return top == mark.File || top == mark.Temp

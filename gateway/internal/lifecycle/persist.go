@@ -204,6 +204,11 @@ func (m *Manager) takeSnapshot(ctx context.Context, b *box, rec Record, g *guest
 	b.mu.Lock()
 	b.snapshot = &taken
 	b.mu.Unlock()
+	if taken.Collapsed {
+		m.notify(rec, sandbox.EventSandboxError, map[string]any{
+			"reason": "nearly all files of its home are gone; the snapshot " + taken.Before + " from before is kept and can be restored",
+		})
+	}
 	return taken, nil
 }
 

@@ -22,6 +22,11 @@ type Snapshot struct {
 	CreatedAt time.Time `json:"createdAt"`
 	Files     int64     `json:"files"`
 	Bytes     int64     `json:"bytes"`
+	// Collapsed says of a snapshot that was just taken that it has next to
+	// nothing of what the one before had, whose id is Before and which stays
+	// longer than others. False and empty from elsewhere.
+	Collapsed bool   `json:"-"`
+	Before    string `json:"-"`
 }
 
 // Wire is the snapshot as callers see it.

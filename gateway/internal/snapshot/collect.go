@@ -19,7 +19,8 @@ const deleters = 8
 // is safe too, for before anything is removed the pointer is replaced by itself:
 // a Take that began before fails at the pointer then, and one that begins
 // afterwards uses nothing of what was listed. If a manifest cannot be read,
-// nothing is removed.
+// nothing is removed; one from before a collapse that is damaged stays no longer
+// than others then.
 func (e *Engine) Collect(ctx context.Context, ref Ref) (int, error) {
 	if err := ref.check(); err != nil {
 		return 0, err
@@ -45,8 +46,13 @@ func (e *Engine) collect(ctx context.Context, ref Ref) (int, error) {
 		return 0, err
 	}
 	used := map[string]bool{}
-	for _, k := range p.Snapshots {
+	for i, k := range p.Snapshots {
 		m, err := e.readManifest(ctx, ref, k, true)
+		if errors.Is(err, ErrDamaged) && k.BeforeCollapse != nil {
+			// It goes with the next snapshot, or nothing could ever be removed again.
+			p.Snapshots[i].BeforeCollapse = nil
+			err = errors.Join(err, e.writePointer(ctx, ref, p))
+		}
 		if err != nil {
 			return 0, err
 		}

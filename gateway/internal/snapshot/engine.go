@@ -94,11 +94,17 @@ type Snapshot struct {
 	Files     int64 // regular files
 	Bytes     int64 // of their content
 	Sent      int64 // bytes that Take wrote to the store for it; 0 from elsewhere
+	// Collapsed says that this snapshot, which Take has just made, has next to
+	// nothing of what the one before had; Before is that one's id. False and
+	// empty from elsewhere.
+	Collapsed bool
+	Before    string
 }
 
 // Settings are what can be chosen. Zero values mean the defaults.
 type Settings struct {
-	// Keep is how many snapshots a sandbox has; the default is 3.
+	// Keep is how many snapshots a sandbox has, besides one from before a
+	// collapse; the default is 3.
 	Keep int
 	// PackSize is how many bytes of small files go into a pack, and the size of
 	// the chunks of large ones; the default is 8 MiB, the greatest maxPack.

@@ -69,6 +69,10 @@ type kept struct {
 	// Plain and Stored are the manifest's bytes, unpacked and as an object.
 	Plain  int64 `json:"manifestPlain"`
 	Stored int64 `json:"manifestStored"`
+	// BeforeCollapse is set for at most one of them: it is the last one before a
+	// collapse, and this is its weight. A version that does not know the field
+	// drops the snapshot when its turn comes.
+	BeforeCollapse *weight `json:"beforeCollapse,omitempty"`
 }
 
 func (k kept) snapshot() Snapshot {

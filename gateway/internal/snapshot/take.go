@@ -84,7 +84,7 @@ func (e *Engine) take(ctx context.Context, ref Ref, tree Tree) (Snapshot, error)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	base, err := e.base(ctx, ref, at)
+	base, before, err := e.base(ctx, ref, at)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -108,28 +108,43 @@ func (e *Engine) take(ctx context.Context, ref Ref, tree Tree) (Snapshot, error)
 		return Snapshot{}, err
 	}
 	k.CreatedAt = started.UTC()
-	at.Snapshots = append([]kept{k}, at.Snapshots...)
-	at.Snapshots = at.Snapshots[:min(len(at.Snapshots), e.settings.Keep)]
+	s := k.snapshot()
+	s.Sent = p.sent.Load() + k.Stored
+	if after := weigh(next.entries); collapsed(before, after) {
+		s.Collapsed, s.Before = true, at.Snapshots[0].ID
+		at.hold(before)
+	}
+	at.add(k, e.settings.Keep)
 	if err := e.writePointer(ctx, ref, at); err != nil {
 		return Snapshot{}, err
 	}
-	s := k.snapshot()
-	s.Sent = p.sent.Load() + k.Stored
 	return s, nil
 }
 
-// base returns the newest snapshot's manifest, or an empty one: if there is
-// none, if it is damaged, and if it is sealed with a key that is going away.
-func (e *Engine) base(ctx context.Context, ref Ref, at *pointer) (*manifest, error) {
-	if len(at.Snapshots) == 0 || at.Snapshots[0].KeyID != e.sealer.KeyID() {
-		return &manifest{}, nil
+// base returns the newest snapshot's manifest and weight. The manifest is an
+// empty one if there is none, if it is damaged, and if it is sealed with a key
+// that is going away.
+func (e *Engine) base(ctx context.Context, ref Ref, at *pointer) (*manifest, weight, error) {
+	if len(at.Snapshots) == 0 {
+		return &manifest{}, weight{}, nil
 	}
-	m, err := e.readManifest(ctx, ref, at.Snapshots[0], false)
+	newest := at.Snapshots[0]
+	current := newest.KeyID == e.sealer.KeyID()
+	m, err := e.readManifest(ctx, ref, newest, false)
 	if errors.Is(err, ErrDamaged) {
-		e.settings.Log.WarnContext(ctx, "the newest snapshot is damaged, so the next one is made from nothing", "sandboxId", ref.ID, "error", err)
-		return &manifest{}, nil
+		if current { // else its key may be gone, which is no damage
+			e.settings.Log.WarnContext(ctx, "the newest snapshot is damaged, so the next one is made from nothing", "sandboxId", ref.ID, "error", err)
+		}
+		return &manifest{}, weight{}, nil
 	}
-	return m, err
+	if err != nil {
+		return nil, weight{}, err
+	}
+	before := weigh(m.entries)
+	if !current {
+		m = &manifest{}
+	}
+	return m, before, nil
 }
 
 // follow makes m's entries of a listing, with the content of base's files that

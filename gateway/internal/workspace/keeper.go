@@ -96,11 +96,17 @@ func (k *Keeper) Snapshot(ctx context.Context, ref lifecycle.Ref, g *guest.Clien
 	if taken.Sent > 0 {
 		k.log.DebugContext(ctx, "snapshot taken", "sandboxId", ref.SandboxID, "snapshot", taken.ID, "files", taken.Files, "bytes", taken.Bytes, "sent", taken.Sent)
 	}
+	if taken.Collapsed {
+		k.log.WarnContext(ctx, "the sandbox's home has shrunk to next to nothing, and was stored so; a snapshot from before stays",
+			"sandboxId", ref.SandboxID, "snapshot", taken.ID, "before", taken.Before, "files", taken.Files, "bytes", taken.Bytes)
+	}
 	return described(taken), nil
 }
 
 func described(s snapshot.Snapshot) lifecycle.Snapshot {
-	return lifecycle.Snapshot{ID: s.ID, CreatedAt: s.CreatedAt, Files: s.Files, Bytes: s.Bytes}
+	return lifecycle.Snapshot{
+		ID: s.ID, CreatedAt: s.CreatedAt, Files: s.Files, Bytes: s.Bytes, Collapsed: s.Collapsed, Before: s.Before,
+	}
 }
 
 // Snapshots implements lifecycle.Workspaces.
