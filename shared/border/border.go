@@ -71,7 +71,10 @@ func FromBrowser(r *http.Request) bool {
 // it knows it.
 func Password(r *http.Request) (string, bool) {
 	if _, password, ok := r.BasicAuth(); ok {
-		return password, password != "" && !FromBrowser(r)
+		if FromBrowser(r) {
+			return "", false
+		}
+		return password, password != ""
 	}
 	// A plus that was not encoded comes as a space.
 	encoded := strings.ReplaceAll(r.URL.Query().Get("auth_token"), " ", "+")
