@@ -129,6 +129,13 @@ func (f *fake) await(want string) {
 	}
 }
 
+// log is what OpenCode was told so far: it may still take what nobody waits for.
+func (f *fake) log() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
 func (f *fake) wasTold(what string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -45,7 +45,7 @@ func TestANewSessionIsMadeAndKnownBeforeTheMessageIsSent(t *testing.T) {
 		`/session {"title":"Agent Task"}`,
 		`/session/ses_root/message {"model":{"providerID":"p","modelID":"m1"},"agent":"build","parts":[{"text":"hi","type":"text"}]}`,
 	}
-	if diff := cmp.Diff(wantAsked, f.asked); diff != "" {
+	if diff := cmp.Diff(wantAsked, f.log()); diff != "" {
 		t.Errorf("OpenCode was told (-want +got):\n%s", diff)
 	}
 }
@@ -56,8 +56,8 @@ func TestAKnownSessionIsUsedAgain(t *testing.T) {
 	if err != nil || res.CreatedSession || res.SessionID != "ses_root" {
 		t.Errorf("%+v, %v", res, err)
 	}
-	if len(f.asked) != 1 {
-		t.Errorf("OpenCode was told %q", f.asked)
+	if len(f.log()) != 1 {
+		t.Errorf("OpenCode was told %q", f.log())
 	}
 }
 
@@ -80,8 +80,8 @@ func TestWhatDoesNotExistIsSaidBeforeAnythingIsSent(t *testing.T) {
 			if e := sandboxError(t, err); e.Code != tt.code || !strings.Contains(e.Message, tt.says) {
 				t.Errorf("%v, want %s with %q", err, tt.code, tt.says)
 			}
-			if len(f.asked) != 0 {
-				t.Errorf("OpenCode was told %q", f.asked)
+			if len(f.log()) != 0 {
+				t.Errorf("OpenCode was told %q", f.log())
 			}
 		})
 	}
