@@ -154,3 +154,52 @@ func TestATurnOutlivesItsCaller(t *testing.T) {
 		})
 	})
 }
+
+func TestEachCallerGetsTheAnswerToItsOwnMessage(t *testing.T) {
+	g := shared(t)
+	g.create(t, "two-callers", nil)
+	defer g.delete(t, "two-callers")
+	session, _ := g.message(t, "two-callers", "say warm", http.StatusOK)["sessionId"].(string)
+	type answer struct {
+		status int
+		body   object
+	}
+	answers := make([]chan answer, 3)
+	for i := range answers {
+		answers[i] = make(chan answer, 1)
+	}
+	send := func(i int, text string) {
+		asked := len(g.model.Requests())
+		go func() {
+			status, raw, err := g.do(t.Context(), http.MethodPost, "/sandbox/two-callers/message", object{"message": text, "sessionId": session})
+			var body object
+			if err == nil {
+				err = json.Unmarshal(raw, &body)
+			}
+			if err != nil {
+				t.Errorf("%s: %v", text, err)
+			}
+			answers[i] <- answer{status, body}
+		}()
+		if i == 0 {
+			eventually(t, "the model is asked", 30*time.Second, func() bool { return len(g.model.Requests()) > asked })
+		}
+	}
+	send(0, "chunks 6 500ms")
+	send(1, "say the second")
+	send(2, "say the third")
+	answered := 0
+	for i, want := range []string{"chunk", "the second", "the third"} {
+		got := <-answers[i]
+		switch {
+		case got.status == http.StatusOK && strings.Contains(fmt.Sprint(got.body["response"]), want):
+			answered++
+		case i > 0 && got.status == http.StatusConflict && got.body["code"] == "session_busy":
+		default:
+			t.Errorf("message %d: %d %v, want %q", i, got.status, got.body, want)
+		}
+	}
+	if answered < 2 {
+		t.Errorf("only %d messages were answered", answered)
+	}
+}

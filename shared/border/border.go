@@ -5,6 +5,7 @@
 package border
 
 import (
+	"encoding/base64"
 	"net/http"
 	"net/url"
 	"slices"
@@ -57,10 +58,33 @@ func CleanRequest(h http.Header) {
 	}
 }
 
-// FromBrowser says whether a page or a person in a browser makes a request, as far
-// as browsers tell: all of this decade say where a request comes from.
+// FromBrowser says whether a page or a person in a browser makes a request. It goes by
+// what only browsers send: where a request comes from and what it is for. Node's own
+// fetch sends Sec-Fetch-Mode, so that header tells nothing.
 func FromBrowser(r *http.Request) bool {
-	return r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Sec-Fetch-Mode") != ""
+	return r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Sec-Fetch-Dest") != ""
+}
+
+// Password returns the password with which a client of OpenCode's own, such as
+// opencode attach, reaches OpenCode: that of Basic, or that in the parameter auth_token,
+// which is Base64 of user and password, for what cannot set a header. The user's name
+// does not matter. A browser's Basic does not count: it sends that along by itself once
+// it knows it.
+func Password(r *http.Request) (string, bool) {
+	if _, password, ok := r.BasicAuth(); ok {
+		if FromBrowser(r) {
+			return "", false
+		}
+		return password, password != ""
+	}
+	// A plus that was not encoded comes as a space.
+	encoded := strings.ReplaceAll(r.URL.Query().Get("auth_token"), " ", "+")
+	plain, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		return "", false
+	}
+	_, password, _ := strings.Cut(string(plain), ":")
+	return password, password != ""
 }
 
 // Mount is where OpenCode's paths are, before the border and behind it.

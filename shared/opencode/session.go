@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -21,11 +22,13 @@ type Session struct {
 
 // Prompt is a message to a session. Model and Agent are the session's own when
 // they are not set. An unknown model is stored with the session and breaks its
-// next message too, so check it first.
+// next message too, so check it first. Mark, unless empty, is kept beside the text, where no model sees it: the
+// message can be told by it afterwards.
 type Prompt struct {
 	Text  string
 	Model *sandbox.Model
 	Agent string
+	Mark  string
 }
 
 // Message is one message of a session. Parts are as OpenCode sent them.
@@ -119,12 +122,44 @@ func (c *Client) GetSession(ctx context.Context, id string) (Session, error) {
 	return s, err
 }
 
+// markKey is where a Prompt's Mark is in a part's metadata.
+const markKey = "agentpod"
+
 func (p Prompt) body() any {
+	type part struct {
+		Text     string            `json:"text"`
+		Type     string            `json:"type"`
+		Metadata map[string]string `json:"metadata,omitempty"`
+	}
+	text := part{Type: "text", Text: p.Text}
+	if p.Mark != "" {
+		text.Metadata = map[string]string{markKey: p.Mark}
+	}
 	return struct {
-		Model *sandbox.Model      `json:"model,omitempty"`
-		Agent string              `json:"agent,omitempty"`
-		Parts []map[string]string `json:"parts"`
-	}{p.Model, p.Agent, []map[string]string{{"type": "text", "text": p.Text}}}
+		Model *sandbox.Model `json:"model,omitempty"`
+		Agent string         `json:"agent,omitempty"`
+		Parts []part         `json:"parts"`
+	}{p.Model, p.Agent, []part{text}}
+}
+
+// Carries says whether a message is that of a Prompt with this Mark.
+func (m Message) Carries(mark string) bool {
+	return slices.ContainsFunc(m.Parts, func(raw json.RawMessage) bool {
+		var part struct{ Metadata map[string]any }
+		return json.Unmarshal(raw, &part) == nil && part.Metadata[markKey] == mark
+	})
+}
+
+// Message returns one message of a session; one that does not exist is an error for
+// which IsNotFound is true.
+func (c *Client) Message(ctx context.Context, session, id string) (Message, error) {
+	var m Message
+	e, err := element(id, "msg")
+	if err != nil {
+		return m, err
+	}
+	err = c.session(ctx, session, "/message/"+e, call{method: http.MethodGet, limit: maxMessage, decode: m.decode})
+	return m, err
 }
 
 // PromptMessage sends a prompt and waits until the turn is over, however long

@@ -43,6 +43,7 @@ const (
 	CodeNameTaken        Code = "name_taken"
 	CodeSandboxDeleted   Code = "sandbox_deleted"
 	CodeSandboxBusy      Code = "sandbox_busy"
+	CodeSessionBusy      Code = "session_busy"
 	CodeWorkspaceLost    Code = "workspace_lost"
 	CodeSnapshotDamaged  Code = "snapshot_damaged"
 	CodeWorkspaceLimit   Code = "workspace_too_large"
@@ -106,6 +107,7 @@ var statuses = map[Code]int{
 	CodeNameTaken:        http.StatusConflict,
 	CodeSandboxDeleted:   http.StatusConflict,
 	CodeSandboxBusy:      http.StatusConflict,
+	CodeSessionBusy:      http.StatusConflict,
 	CodeWorkspaceLost:    http.StatusConflict,
 	CodeSnapshotDamaged:  http.StatusConflict,
 	CodeWorkspaceLimit:   http.StatusConflict,

@@ -14,6 +14,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/api/internal/account"
+	"github.com/agentpod/agentpod/shared/border"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -317,12 +318,15 @@ func signInFirst(c echo.Context) error {
 }
 
 // shown returns the token that a request shows by itself, which no browser adds:
-// that of the Authorization header or, on the way to a sandbox's OpenCode, of the
-// parameter that an EventSource must use. A plus that was not encoded there comes
-// as a space.
+// that of the Authorization header or, on the way to a sandbox's OpenCode, the password
+// of OpenCode's own clients, or the parameter that an EventSource must use. A plus that
+// was not encoded there comes as a space.
 func shown(r *http.Request) (string, bool) {
 	if token, ok := bearer(r); ok || !toOpenCode(r) {
 		return token, ok
+	}
+	if password, ok := border.Password(r); ok {
+		return password, true
 	}
 	token := strings.ReplaceAll(r.URL.Query().Get("token"), " ", "+")
 	return token, token != ""

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -143,6 +144,10 @@ func TestTheProxysBorder(t *testing.T) {
 			"a signed token, encoded":    {"?token=" + url.QueryEscape(o.token), nil, 200},
 			"a signed token, as it is":   {"?token=" + o.token, nil, 200},
 			"a Bearer":                   {"", []string{"Authorization", "Bearer " + o.token}, 200},
+			"a password":                 {"", []string{"Authorization", "Basic " + basic(bare), "Sec-Fetch-Mode", "cors"}, 200},
+			"a password of a browser":    {"", []string{"Authorization", "Basic " + basic(bare), "Sec-Fetch-Site", "same-origin"}, 401},
+			"a wrong password":           {"", []string{"Authorization", "Basic " + basic("wrong")}, 401},
+			"a password in a parameter":  {"?auth_token=" + url.QueryEscape(basic(bare)), nil, 200},
 			"another user":               {"", []string{"Authorization", "Bearer " + bob}, 404},
 			"another user by parameter":  {"?token=" + url.QueryEscape(bob), nil, 404},
 			"the service, not its own":   {"?token=" + serviceToken, nil, 404},
@@ -448,4 +453,9 @@ func (w *lockedWriter) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.buffer.String()
+}
+
+// basic is a password as OpenCode's own clients send it.
+func basic(password string) string {
+	return base64.StdEncoding.EncodeToString([]byte("opencode:" + password))
 }

@@ -257,18 +257,17 @@ func (a *API) admit(c echo.Context) (stranger bool, err error) {
 	return false, nil
 }
 
-// presented is the token that a request brings. OpenCode's own clients, such as
-// opencode attach, know a password only; but no browser may send one along that it
-// was once given.
+// presented is the token that a request brings. On the way to a sandbox's OpenCode it
+// may be a password, as OpenCode's own clients know nothing else.
 func presented(r *http.Request) string {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if strings.EqualFold(scheme, "Bearer") {
 		return strings.TrimSpace(token)
 	}
-	_, password, _ := r.BasicAuth()
-	if border.FromBrowser(r) || !openCodePath.MatchString(r.URL.Path) {
+	if !openCodePath.MatchString(r.URL.Path) {
 		return ""
 	}
+	password, _ := border.Password(r)
 	return password
 }
 

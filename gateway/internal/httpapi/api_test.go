@@ -2,10 +2,12 @@ package httpapi
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -96,6 +98,7 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 		"the token as a password elsewhere":    {withPassword("/sandboxes", "", ""), 401, sandbox.CodeUnauthorized},
 		"the token as a password in a browser": {withPassword("/sandbox/a/opencode/session", "Sec-Fetch-Site", "none"), 401, sandbox.CodeUnauthorized},
 		"the token as a password of a page":    {withPassword("/sandbox/a/opencode/session", "Origin", "http://localhost"), 401, sandbox.CodeUnauthorized},
+		"the token as a password of an image":  {withPassword("/sandbox/a/opencode/session", "Sec-Fetch-Dest", "image"), 401, sandbox.CodeUnauthorized},
 		"an unknown route":                     {request("GET", "/nope", "localhost", "the-token"), 404, sandbox.CodeRouteNotFound},
 		"a wrong method":                       {request("PATCH", "/sandbox", "localhost", "the-token"), 405, sandbox.CodeMethodNotAllowed},
 		"no token":                             {request("GET", "/sandboxes", "localhost", ""), 401, sandbox.CodeUnauthorized},
@@ -121,6 +124,39 @@ func TestEveryErrorIsOfTheContractsShape(t *testing.T) {
 	}
 	if strings.Contains(logged.String(), "the-token") {
 		t.Error("the token is in the log")
+	}
+}
+
+func TestOpenCodesOwnClientsPresentTheTokenAsAPassword(t *testing.T) {
+	t.Parallel()
+	basic := base64.StdEncoding.EncodeToString([]byte("opencode:the+token"))
+	const below = "/sandbox/a/opencode/pty/x/connect"
+	for name, c := range map[string]struct {
+		target  string
+		headers []string
+		want    string
+	}{
+		"a Bearer":                       {"/sandboxes", []string{"Authorization", "bearer  the+token "}, "the+token"},
+		"a password":                     {below, []string{"Authorization", "Basic " + basic}, "the+token"},
+		"a password from Node":           {below, []string{"Authorization", "Basic " + basic, "Sec-Fetch-Mode", "cors"}, "the+token"},
+		"a password from a page":         {below, []string{"Authorization", "Basic " + basic, "Origin", "http://localhost"}, ""},
+		"a password from a browser":      {below, []string{"Authorization", "Basic " + basic, "Sec-Fetch-Site", "none"}, ""},
+		"a password of an image":         {below, []string{"Authorization", "Basic " + basic, "Sec-Fetch-Dest", "image"}, ""},
+		"a password elsewhere":           {"/sandboxes", []string{"Authorization", "Basic " + basic}, ""},
+		"a parameter":                    {below + "?auth_token=" + url.QueryEscape(basic), nil, "the+token"},
+		"a parameter that is not quoted": {below + "?auth_token=" + basic, nil, "the+token"},
+		"a parameter elsewhere":          {"/sandboxes?auth_token=" + url.QueryEscape(basic), nil, ""},
+		"a parameter that is no Base64":  {below + "?auth_token=the-token!", nil, ""},
+		"a parameter beside a password":  {below + "?auth_token=" + url.QueryEscape(basic), []string{"Authorization", "Basic b3RoZXI6b3RoZXI="}, "other"},
+		"nothing":                        {below, nil, ""},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, c.target, nil)
+		for i := 0; i < len(c.headers); i += 2 {
+			r.Header.Set(c.headers[i], c.headers[i+1])
+		}
+		if got := presented(r); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -39,6 +40,9 @@ type fake struct {
 	told        chan string
 	broken      bool // every look fails
 }
+
+// marks are those of the messages, another each time.
+var marks = regexp.MustCompile(`,"metadata":\{"agentpod":"[A-Z0-9]+"\}`)
 
 // parents are the sessions that exist, with their parents.
 func parentOf(id string) (string, bool) {
@@ -74,7 +78,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	looks := map[string]string{"/session/status": f.status, "/permission": f.permissions, "/question": f.questions}
 	look, isLook := looks[r.URL.Path]
 	if r.Method == http.MethodPost {
-		entry := strings.TrimSpace(r.URL.Path + " " + string(body))
+		entry := strings.TrimSpace(r.URL.Path + " " + marks.ReplaceAllString(string(body), ""))
 		f.asked = append(f.asked, entry)
 		f.told <- entry
 	}
@@ -92,7 +96,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"providers":[{"id":"p","models":{"m2":{},"m1":{}}},{"id":"q\u001b[31m","models":{}}],"default":{}}`)
 	case r.URL.Path == "/session":
 		_, _ = io.WriteString(w, `{"id":"ses_root","title":"Agent Task"}`)
-	case r.URL.Path == "/session/ses_root/message":
+	case r.URL.Path == "/session/ses_root/message", strings.HasPrefix(r.URL.Path, "/session/ses_root/message/"):
 		r.Body = io.NopCloser(strings.NewReader(string(body)))
 		f.message(w, r)
 	case r.Method == http.MethodPost:
@@ -123,6 +127,13 @@ func (f *fake) await(want string) {
 			return
 		}
 	}
+}
+
+// log is what OpenCode was told so far: it may still take what nobody waits for.
+func (f *fake) log() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
 }
 
 func (f *fake) wasTold(what string) bool {

@@ -5,11 +5,13 @@ package turn
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +49,7 @@ const (
 	defaultPollEvery = 500 * time.Millisecond
 	abortTimeout     = 5 * time.Second
 	pollTimeout      = 5 * time.Second
+	ownTimeout       = 30 * time.Second // to find the answer in a long session
 	sessionTitle     = "Agent Task"
 	maxReason        = 2000 // bytes of why a tool failed
 	maxName          = 64   // bytes of a name that a message repeats
@@ -85,7 +88,11 @@ type Result struct {
 // incarnation, so that a caller who leaves does not leave a turn without anybody
 // to answer for it. The error is then ctx's cause.
 //
-// Errors are sandbox.Errors: session_not_found, model_unknown, agent_unknown,
+// The answer is that to this turn's own message, also if other messages came into the
+// session meanwhile. OpenCode may answer several together, in one answer to the last of
+// them: the others are session_busy then.
+//
+// Errors are sandbox.Errors: session_not_found, session_busy, model_unknown, agent_unknown,
 // turn_deadline (with the last reason that OpenCode gave for retrying),
 // opencode_down and opencode_failed. From the moment the session is known they
 // carry its id.
@@ -99,7 +106,7 @@ func (r *Runner) Run(ctx context.Context, oc *opencode.Client, req Request, onSe
 	}
 	turnCtx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	t := &turn{runner: r, oc: oc, req: req, deadline: deadline, result: Result{Parts: []json.RawMessage{}}}
+	t := &turn{runner: r, oc: oc, req: req, deadline: deadline, mark: rand.Text(), result: Result{Parts: []json.RawMessage{}}}
 	err := t.open(turnCtx)
 	if err == nil {
 		if onSession != nil {
@@ -125,6 +132,7 @@ type turn struct {
 	deadline time.Duration
 	result   Result
 	watcher  *watcher
+	mark     string // of its message
 }
 
 // discreet takes out of a text what the request calls secret.
@@ -177,7 +185,7 @@ func (t *turn) wait(ctx, turnCtx context.Context) error {
 	replies := make(chan reply, 1)
 	go func() {
 		message, err := t.oc.PromptMessage(promptCtx, t.result.SessionID, opencode.Prompt{
-			Text: t.req.Message, Model: t.req.Model, Agent: t.req.Agent,
+			Text: t.req.Message, Model: t.req.Model, Agent: t.req.Agent, Mark: t.mark,
 		})
 		replies <- reply{message, err}
 	}()
@@ -199,11 +207,49 @@ func (t *turn) wait(ctx, turnCtx context.Context) error {
 	}
 	stopPrompt()
 	<-watched
+	if got.err == nil {
+		got.message, got.err = t.own(ctx, got.message)
+	}
 	if got.err != nil {
 		return got.err
 	}
 	t.result.take(got.message, t.watcher.reason())
 	return nil
+}
+
+// own returns the answer to this turn's message. OpenCode gives each caller that waits
+// the session's last message, whichever message that answers.
+func (t *turn) own(ctx context.Context, last opencode.Message) (opencode.Message, error) {
+	if last.Info.ParentID == "" {
+		return last, nil // it was ended before the model was asked
+	}
+	ctx, cancel := context.WithTimeout(ctx, ownTimeout)
+	defer cancel()
+	asked, err := t.oc.Message(ctx, t.result.SessionID, last.Info.ParentID)
+	if err != nil {
+		// It is this one's as good as always, and the turn is over.
+		t.runner.log().WarnContext(ctx, "which message was answered is not known", "sessionId", t.result.SessionID, "error", err)
+		return last, nil
+	}
+	if asked.Carries(t.mark) {
+		return last, nil
+	}
+	all, err := t.oc.Messages(ctx, t.result.SessionID, 0)
+	if err != nil {
+		return last, fmt.Errorf("looking for the answer: %w", err)
+	}
+	mine := ""
+	for _, m := range all {
+		if m.Carries(t.mark) {
+			mine = m.Info.ID
+		}
+	}
+	for _, m := range slices.Backward(all) {
+		if mine != "" && m.Info.ParentID == mine {
+			return m, nil
+		}
+	}
+	return last, sandbox.Errorf(sandbox.CodeSessionBusy, "other messages came into the session %s meanwhile, and OpenCode has answered them together: the answer is in the session; send messages one after another", t.result.SessionID)
 }
 
 // giveUp ends a turn past its deadline. A reply that came at the last moment

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func TestANewSessionIsMadeAndKnownBeforeTheMessageIsSent(t *testing.T) {
 		`/session {"title":"Agent Task"}`,
 		`/session/ses_root/message {"model":{"providerID":"p","modelID":"m1"},"agent":"build","parts":[{"text":"hi","type":"text"}]}`,
 	}
-	if diff := cmp.Diff(wantAsked, f.asked); diff != "" {
+	if diff := cmp.Diff(wantAsked, f.log()); diff != "" {
 		t.Errorf("OpenCode was told (-want +got):\n%s", diff)
 	}
 }
@@ -55,8 +56,8 @@ func TestAKnownSessionIsUsedAgain(t *testing.T) {
 	if err != nil || res.CreatedSession || res.SessionID != "ses_root" {
 		t.Errorf("%+v, %v", res, err)
 	}
-	if len(f.asked) != 1 {
-		t.Errorf("OpenCode was told %q", f.asked)
+	if len(f.log()) != 1 {
+		t.Errorf("OpenCode was told %q", f.log())
 	}
 }
 
@@ -79,8 +80,8 @@ func TestWhatDoesNotExistIsSaidBeforeAnythingIsSent(t *testing.T) {
 			if e := sandboxError(t, err); e.Code != tt.code || !strings.Contains(e.Message, tt.says) {
 				t.Errorf("%v, want %s with %q", err, tt.code, tt.says)
 			}
-			if len(f.asked) != 0 {
-				t.Errorf("OpenCode was told %q", f.asked)
+			if len(f.log()) != 0 {
+				t.Errorf("OpenCode was told %q", f.log())
 			}
 		})
 	}
@@ -283,6 +284,68 @@ func TestACallersEndStopsTheWaitAndNotTheTurn(t *testing.T) {
 			}
 			if f.wasTold("/session/ses_root/abort") {
 				t.Error("the turn was aborted")
+			}
+		})
+	}
+}
+
+func TestACallerGetsTheAnswerToItsOwnMessage(t *testing.T) {
+	const theirs = `{"info":{"id":"msg_2","role":"user"},"parts":[{"type":"text","text":"theirs","metadata":{"agentpod":"OTHER"}}]},` +
+		`{"info":{"id":"msg_4","role":"assistant","parentID":"msg_2","finish":"stop"},"parts":[{"type":"text","text":"for them"}]}`
+	for name, c := range map[string]struct {
+		session string // besides its message, which is MINE
+		last    string
+		want    string
+		code    sandbox.Code
+	}{
+		"as the last one": {
+			`{"info":{"id":"msg_1","role":"user"},"parts":[MINE]}`,
+			`{"info":{"id":"msg_3","parentID":"msg_1","finish":"stop"},"parts":[{"type":"text","text":"for me"}]}`, "for me", "",
+		},
+		"although another was answered last": {
+			`{"info":{"id":"msg_1","role":"user"},"parts":[MINE]},{"info":{"id":"msg_3","role":"assistant","parentID":"msg_1","finish":"stop"},"parts":[{"type":"text","text":"for me"}]},` + theirs,
+			`{"info":{"id":"msg_4","parentID":"msg_2","finish":"stop"},"parts":[{"type":"text","text":"for them"}]}`, "for me", "",
+		},
+		"or none, if both were answered together": {
+			`{"info":{"id":"msg_1","role":"user"},"parts":[MINE]},` + theirs,
+			`{"info":{"id":"msg_4","parentID":"msg_2","finish":"stop"},"parts":[{"type":"text","text":"for them"}]}`, "", sandbox.CodeSessionBusy,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var mine atomic.Pointer[string]
+			f := newFake(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodPost {
+					raw, _ := io.ReadAll(r.Body)
+					var prompt struct{ Parts []json.RawMessage }
+					_ = json.Unmarshal(raw, &prompt)
+					part := string(prompt.Parts[0])
+					mine.Store(&part)
+					_, _ = io.WriteString(w, c.last)
+					return
+				}
+				all := "[" + strings.ReplaceAll(c.session, "MINE", *mine.Load()) + "]"
+				id, one := strings.CutPrefix(r.URL.Path, "/session/ses_root/message/")
+				if !one {
+					_, _ = io.WriteString(w, all)
+					return
+				}
+				var messages []json.RawMessage
+				_ = json.Unmarshal([]byte(all), &messages)
+				for _, m := range messages {
+					if strings.Contains(string(m), `"id":"`+id+`"`) {
+						_, _ = w.Write(m)
+					}
+				}
+			})
+			got, err := quick().Run(t.Context(), f.client(), turn.Request{Message: "hi", SessionID: "ses_root"}, nil)
+			if c.code != "" {
+				if e := sandboxError(t, err); e.Code != c.code || e.SessionID != "ses_root" {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil || got.Response != c.want {
+				t.Errorf("%q %v, want %q", got.Response, err, c.want)
 			}
 		})
 	}

@@ -38,7 +38,7 @@ func TestRequestsOfTheTurnAreAnsweredByPolicyAndOthersAreLeftAlone(t *testing.T)
 			if _, err := r.Run(t.Context(), f.client(), turn.Request{Message: "hi"}, nil); err != nil {
 				t.Fatal(err)
 			}
-			for _, entry := range f.asked {
+			for _, entry := range f.log() {
 				if strings.Contains(entry, "stranger") || strings.Contains(entry, "loop") || strings.Contains(entry, "..") {
 					t.Errorf("another's request was answered: %s", entry)
 				}
