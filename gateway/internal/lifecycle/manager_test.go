@@ -525,6 +525,24 @@ func TestACallerThatSaysWhereADefaultKeyGoesIsRefusedByName(t *testing.T) {
 	}
 }
 
+func TestOnlyASandboxThatHasBeenUsedMayStartBare(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.manager(func(s *Settings) { s.NoProjectConfig = true })
+	w.mustCreate(m, "a")
+	if _, err := m.Hibernate(t.Context(), "a", sandbox.TierStopped, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Wake(t.Context(), "a", nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.starts) != 2 || w.starts[0].MayBare || !w.starts[1].MayBare || !w.starts[0].NoProjectConfig || !w.starts[1].NoProjectConfig {
+		t.Errorf("OpenCode was started with %+v", w.starts)
+	}
+}
+
 func TestPagesOfTheListAreWholeAndInOrder(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
