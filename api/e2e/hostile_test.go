@@ -874,8 +874,8 @@ func (s *stage) webhooks(t *testing.T, owner *caller, id string) {
 		"the gateway's":            {s.g.token(), id, now, http.StatusUnauthorized},
 		"the other provider's":     {dockerHook, id, now, http.StatusOK},
 		"the other one's too":      {cloudflareHook, other.Sandbox.ID, now, http.StatusOK},
-		"six minutes ago":          {cloudflareHook, id, now.Add(-6 * time.Minute), http.StatusBadRequest},
-		"in six minutes":           {cloudflareHook, id, now.Add(6 * time.Minute), http.StatusBadRequest},
+		"six minutes ago":          {cloudflareHook, id, now.Add(-6 * time.Minute), http.StatusServiceUnavailable},
+		"in six minutes":           {cloudflareHook, id, now.Add(6 * time.Minute), http.StatusServiceUnavailable},
 	} {
 		if got := tell(x.token, "sandbox.error", x.id, x.at, object{"error": "forged"}); got != x.want {
 			t.Errorf("%s: %d", name, got)
