@@ -112,7 +112,11 @@ func ParseRepository(raw, branch string, protocols []string) (Repository, error)
 func (r Repository) Secrets() []string {
 	switch {
 	case r.Password != "":
-		return []string{r.Password, r.Username + ":" + r.Password}
+		secrets := []string{r.Password, r.Username + ":" + r.Password}
+		if redact.Ordinary(r.Password) { // as in TOKEN:x-oauth-basic
+			secrets = append(secrets, r.Username)
+		}
+		return secrets
 	case r.Username != "": // a token given so is as secret as a password
 		return []string{r.Username, r.Username + ":"}
 	}

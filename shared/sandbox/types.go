@@ -6,6 +6,8 @@ package sandbox
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -94,8 +96,8 @@ type Info struct {
 	LastSnapshot *Snapshot `json:"lastSnapshot,omitempty"`
 	// UnstoredSince is since when something that was done is in no snapshot; absent if
 	// everything is.
-	UnstoredSince Time `json:"unstoredSince,omitzero"`
-	LastError    string    `json:"lastError,omitempty"`
+	UnstoredSince Time   `json:"unstoredSince,omitzero"`
+	LastError     string `json:"lastError,omitempty"`
 	// Progress are the steps that take long and that it is at now, the oldest
 	// first: while it is created, woken, or put to sleep.
 	Progress []Progress `json:"progress,omitempty"`
@@ -309,6 +311,31 @@ type FileEntry struct {
 type FileListing struct {
 	Entries   []FileEntry `json:"entries"`
 	Truncated bool        `json:"truncated,omitempty"`
+}
+
+// EntryTypes are the types of a FileEntry.
+func EntryTypes() []string { return []string{"file", "directory", "symlink", "other"} }
+
+// Of returns the listing with the entries of one type only, or as it is if kind is
+// empty.
+func (l FileListing) Of(kind string) FileListing {
+	entries := make([]FileEntry, 0, len(l.Entries))
+	for _, e := range l.Entries {
+		if kind == "" || e.Type == kind {
+			entries = append(entries, e)
+		}
+	}
+	l.Entries = entries
+	return l
+}
+
+// CheckChoice refuses what is neither empty nor one of a parameter's values, with
+// invalid_request.
+func CheckChoice(name, value string, values []string) error {
+	if value == "" || slices.Contains(values, value) {
+		return nil
+	}
+	return Errorf(CodeInvalidRequest, "%s must be one of %s", name, strings.Join(values, ", "))
 }
 
 // LogsResponse is the answer of GET /sandbox/:id/logs without follow.

@@ -164,6 +164,10 @@ func (a *API) readFile(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	kind := c.QueryParam("type")
+	if err := sandbox.CheckChoice("type", kind, sandbox.EntryTypes()); err != nil {
+		return err //nolint:wrapcheck // it is for the caller
+	}
 	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), lifecycle.Looking)
 	if err != nil {
 		return err
@@ -176,7 +180,7 @@ func (a *API) readFile(c echo.Context) error {
 		return a.explainGuest(ctx, h, err)
 	}
 	if f.Listing != nil {
-		return c.JSON(http.StatusOK, listing(*f.Listing))
+		return c.JSON(http.StatusOK, listing(*f.Listing).Of(kind))
 	}
 	defer func() { _ = f.Body.Close() }()
 	header := c.Response().Header()
