@@ -43,7 +43,7 @@ func Ordinary(value string) bool {
 	first := true
 	for _, r := range value {
 		switch {
-		case strings.ContainsRune(" -_./", r):
+		case strings.ContainsRune(" -./", r):
 			first = true
 		case unicode.IsLower(r), first && unicode.IsUpper(r):
 			first = false

@@ -62,7 +62,7 @@ func (a *API) launch(c echo.Context) (task.Task, error) {
 		return task.Task{}, err
 	}
 	return a.Tasks.Launch(c.Request().Context(), task.Request{
-		UserID: callerOf(c).ID, Message: body.Message, SandboxID: body.SandboxID, GitURL: body.GitURL, GitBranch: body.GitBranch,
+		UserID: callerOf(c).ID, Message: body.Message, SandboxID: body.SandboxID, GitURL: strings.TrimSpace(body.GitURL), GitBranch: strings.TrimSpace(body.GitBranch),
 		Model: body.Model.Model, Provider: body.Provider,
 	})
 }
@@ -267,7 +267,7 @@ func (a *API) runTeam(c echo.Context) error {
 	if err := decode(c, &body); err != nil {
 		return err
 	}
-	req := task.TeamRequest{UserID: callerOf(c).ID, GitURL: body.GitURL, GitBranch: body.GitBranch, Provider: body.Provider}
+	req := task.TeamRequest{UserID: callerOf(c).ID, GitURL: strings.TrimSpace(body.GitURL), GitBranch: strings.TrimSpace(body.GitBranch), Provider: body.Provider}
 	for _, agent := range body.Agents {
 		req.Agents = append(req.Agents, task.Agent{Role: agent.Role, Message: agent.Message, Model: agent.Model.Model})
 	}

@@ -172,7 +172,7 @@ func (a *API) createSandbox(c echo.Context) error {
 		}
 	}
 	row, err := a.Sandboxes.Create(c.Request().Context(), owner.ID, sandboxes.NewSandbox{
-		Name: req.Name, Description: req.Description, GithubURL: req.GithubURL, GitBranch: req.GitBranch,
+		Name: req.Name, Description: req.Description, GithubURL: strings.TrimSpace(req.GithubURL), GitBranch: strings.TrimSpace(req.GitBranch),
 		Provider: req.Provider, Later: req.AutoStart != nil && !*req.AutoStart,
 	})
 	if err != nil {
