@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Status is what a caller sees of a sandbox.
@@ -287,14 +288,58 @@ type ExecRequest struct {
 	TimeoutMs  int64             `json:"timeoutMs,omitempty"`
 }
 
+// ExecOutput is the data of an event stdout or stderr of an exec that is streamed.
+// Data is text, whose characters no two events share. Base64 is there only if not all
+// of the bytes are UTF-8: it has them as they are, and Data has U+FFFD for the others.
+type ExecOutput struct {
+	Data   string `json:"data"`
+	Base64 []byte `json:"base64,omitempty"`
+}
+
+// NewExecOutput is the event's data for a piece of output.
+func NewExecOutput(raw []byte) ExecOutput {
+	text, exact := textOf(raw)
+	return ExecOutput{Data: text, Base64: exact}
+}
+
+// Bytes is the piece of output as the command wrote it.
+func (o ExecOutput) Bytes() []byte {
+	if o.Base64 != nil {
+		return o.Base64
+	}
+	return []byte(o.Data)
+}
+
+// textOf returns raw as text, and itself if that has not all of it.
+func textOf(raw []byte) (text string, exact []byte) {
+	if utf8.Valid(raw) {
+		return string(raw), nil
+	}
+	return strings.ToValidUTF8(string(raw), "\uFFFD"), raw
+}
+
 // ExecResponse is the answer of POST /sandbox/:id/exec. Output that is not
-// UTF-8 has its bad bytes replaced.
+// UTF-8 has its bad bytes replaced, and is there in Base64 beside, as it is.
 type ExecResponse struct {
 	ExitCode  int    `json:"exitCode"`
 	Stdout    string `json:"stdout"`
 	Stderr    string `json:"stderr"`
 	Truncated bool   `json:"truncated"`
 	TimedOut  bool   `json:"timedOut,omitempty"`
+	// Absent if the text has all of it.
+	StdoutBase64 []byte `json:"stdoutBase64,omitempty"`
+	StderrBase64 []byte `json:"stderrBase64,omitempty"`
+}
+
+// SetOutput sets the output to what the command wrote.
+func (r *ExecResponse) SetOutput(stdout, stderr []byte) {
+	r.Stdout, r.StdoutBase64 = textOf(stdout)
+	r.Stderr, r.StderrBase64 = textOf(stderr)
+}
+
+// Output is what the command wrote, byte for byte.
+func (r ExecResponse) Output() (stdout, stderr []byte) {
+	return ExecOutput{Data: r.Stdout, Base64: r.StdoutBase64}.Bytes(), ExecOutput{Data: r.Stderr, Base64: r.StderrBase64}.Bytes()
 }
 
 // FileEntry is one entry of a listed folder. Type is file, directory, symlink

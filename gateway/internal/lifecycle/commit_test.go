@@ -9,7 +9,7 @@ import (
 )
 
 // The command is run as it is, with git itself, against a repository of the test's.
-func TestACommitIsClonedAndCheckedOut(t *testing.T) {
+func TestWhateverGitAllowsIsClonedAndCheckedOut(t *testing.T) {
 	t.Parallel()
 	origin := filepath.Join(t.TempDir(), "origin")
 	git := func(dir string, args ...string) string {
@@ -29,6 +29,20 @@ func TestACommitIsClonedAndCheckedOut(t *testing.T) {
 	git(origin, "commit", "-q", "--allow-empty", "-m", "lost")
 	lost := git(origin, "rev-parse", "HEAD")
 	git(origin, "reset", "-q", "--hard", "HEAD~1")
+
+	for _, branch := range []string{"@scope/pkg@1.0.0", "feat(x)-y", "fix!", "a,b", "#1", "@", "größe", "$(id)"} {
+		git(origin, "update-ref", "refs/heads/"+branch, first)
+		repo, err := ParseRepository("https://example.test/a", branch, DefaultGitProtocols())
+		if err != nil {
+			t.Errorf("%s: %v", branch, err)
+			continue
+		}
+		repo.URL = "file://" + origin
+		argv, _ := repo.Command(filepath.Join(t.TempDir(), "work"), nil)
+		if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil { //nolint:gosec // it is what is tested
+			t.Errorf("%s: %v\n%s", branch, err, out)
+		}
+	}
 
 	for name, tc := range map[string]struct {
 		commit, refuse, want string
