@@ -282,9 +282,9 @@ type MessageAccepted struct {
 // ExecRequest is the body of POST /sandbox/:id/exec. WorkingDir is absolute or
 // relative to the workspace; TimeoutMs in milliseconds, 0 means the default.
 type ExecRequest struct {
-	Command    []string          `json:"command"`
+	Command    []string          `json:"command" example:"[\"ls\",\"-la\"]"`
 	WorkingDir string            `json:"workingDir,omitempty"`
-	Env        map[string]string `json:"env,omitempty"`
+	Env        map[string]string `json:"env,omitempty" example:"{\"CI\":\"true\"}"`
 	TimeoutMs  int64             `json:"timeoutMs,omitempty"`
 }
 

@@ -35,7 +35,10 @@ type modelField struct{ *sandbox.Model }
 func (m *modelField) UnmarshalJSON(data []byte) error {
 	var text string
 	if json.Unmarshal(data, &text) != nil {
-		return json.Unmarshal(data, &m.Model)
+		if json.Unmarshal(data, &m.Model) != nil {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, `model must be a string, such as "anthropic/claude-sonnet-4-5", or an object with providerID and modelID, each a string`)
+		}
+		return nil
 	}
 	if text == "" {
 		return nil

@@ -107,7 +107,7 @@ func TestProvidersAreListedConfiguredDefaultedAndDeleted(t *testing.T) {
 			{"DELETE", "/api/providers/openai", "", 404, `{"code":"provider_not_found","error":"the provider \"openai\" is not configured"}`},
 			{"POST", "/api/providers/nobody/configure", `{"apiKey":"x"}`, 404, `{"code":"provider_not_found","error":"there is no provider \"nobody\"; GET /api/providers lists them"}`},
 			{"POST", "/api/providers/openai/configure", `{}`, 400, `{"code":"invalid_request","error":"apiKey is missing: give the key of OpenAI"}`},
-			{"POST", "/api/providers/openai/configure", `{"apiKey":["` + modelKey + `"]}`, 400, `{"code":"invalid_request","error":"\"apiKey\" cannot be a array in the request body"}`},
+			{"POST", "/api/providers/openai/configure", `{"apiKey":["` + modelKey + `"]}`, 400, `{"code":"invalid_request","error":"apiKey must be a string"}`},
 			{"POST", "/api/providers/github-copilot/configure", `{"apiKey":"x"}`, 400, ""},
 			{"POST", "/api/providers/openai/configure", `{"apiKey":"` + modelKey + `","userId":"x"}`, 200, `{"success":true,"message":"OpenAI is configured","provider":{"id":"openai","name":"OpenAI","isConfigured":true}}`},
 			{"GET", "/api/providers/configured", "", 200, `{"providers":[` + openai("true", "false") + `]}`},

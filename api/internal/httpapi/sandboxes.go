@@ -158,8 +158,13 @@ func (a *API) listSandboxes(c echo.Context) error {
 
 func (a *API) createSandbox(c echo.Context) error {
 	var req struct {
-		Name, Description, GithubURL, GitBranch, UserID, Provider string
-		AutoStart                                                 *bool
+		Name        string `json:"name"`
+		Description string `json:"description"`
+		GithubURL   string `json:"githubUrl" example:"\"https://github.com/octocat/Hello-World.git\""`
+		GitBranch   string `json:"gitBranch"`
+		UserID      string `json:"userId"`
+		Provider    string `json:"provider"`
+		AutoStart   *bool  `json:"autoStart"`
 	}
 	if err := decode(c, &req); err != nil {
 		return err

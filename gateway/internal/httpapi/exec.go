@@ -27,7 +27,7 @@ func (a *API) exec(c echo.Context) error {
 		return err
 	}
 	if len(req.Command) == 0 || req.Command[0] == "" {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, `command must be a list with a program and its arguments, such as ["git","status"]`)
+		return sandbox.Errorf(sandbox.CodeInvalidRequest, `command must be an array of strings, such as ["ls","-la"], of which the first is the program`)
 	}
 	if most := a.settings.ExecTimeout.Milliseconds(); req.TimeoutMs < 0 || req.TimeoutMs > most {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "timeoutMs must be from 0 to %d (EXEC_TIMEOUT)", most)
