@@ -62,7 +62,7 @@ func joined(events []sandbox.ExecOutput) (text string, raw []byte, exact int) {
 func TestOutputComesOutAsItWentIn(t *testing.T) {
 	g := shared(t)
 	g.create(t, "output", nil)
-	t.Cleanup(func() { g.delete(t, "output") })
+	defer g.delete(t, "output")
 	t.Run("characters in odd pieces, on both streams", func(t *testing.T) {
 		const program = `const b = Buffer.from("€".repeat(60000)); let i = 0
 			;(function next() { for (const fd of [1, 2]) require("fs").writeSync(fd, b.subarray(i, i + 4999)); if ((i += 4999) < b.length) setTimeout(next, 1) })()`
@@ -146,8 +146,8 @@ func TestACommitIsClonedByItsName(t *testing.T) {
 	}
 	commit := strings.TrimSpace(string(first))
 	g.create(t, "pinned", object{"gitUrl": " " + g.git.URL() + "\n", "gitBranch": commit})
-	t.Cleanup(func() { g.delete(t, "pinned") })
-	if got := g.script(t, "pinned", "git rev-parse HEAD && git status --short && git branch --show-current && git rev-list --count origin/main"); strings.TrimSpace(got) != commit+"\n\n2" {
+	defer g.delete(t, "pinned")
+	if got := g.script(t, "pinned", "git rev-parse HEAD && git status --short && git branch --show-current && git rev-list --count origin/main"); strings.TrimSpace(got) != commit+"\n2" {
 		t.Errorf("%q, want %s", got, commit)
 	}
 	absent := strings.Repeat("1", 40)
