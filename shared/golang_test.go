@@ -31,7 +31,7 @@ func TestTheScriptsAskForTheGoThatTheModulesNeed(t *testing.T) {
 				}
 			}
 			if tc.goCommand != "" {
-				if err := os.WriteFile(filepath.Join(bin, "go"), []byte("#!/bin/sh\n"+tc.goCommand+"\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+				if err := os.WriteFile(filepath.Join(bin, "go"), []byte("#!/bin/sh\n"+tc.goCommand+"\n"), 0o700); err != nil {
 					t.Fatal(err)
 				}
 			}

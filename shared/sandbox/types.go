@@ -338,7 +338,7 @@ func (r *ExecResponse) SetOutput(stdout, stderr []byte) {
 }
 
 // Output is what the command wrote, byte for byte.
-func (r ExecResponse) Output() (stdout, stderr []byte) {
+func (r *ExecResponse) Output() (stdout, stderr []byte) {
 	return ExecOutput{Data: r.Stdout, Base64: r.StdoutBase64}.Bytes(), ExecOutput{Data: r.Stderr, Base64: r.StderrBase64}.Bytes()
 }
 
