@@ -2,12 +2,12 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
@@ -76,12 +76,11 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) e
 	}
 }
 
-// Run is Exec for whoever wants the output at the end and as text: bytes that
-// are no UTF-8 are replaced, and why a command could not be started is the end
-// of its stderr. After an error the response holds what came until then.
+// Run is Exec for whoever wants the output at the end. Output that was cut ends with
+// a whole character, and why a command could not be started is the end of its stderr. After an error the response holds what came until then.
 func (c *Client) Run(ctx context.Context, req ExecRequest) (sandbox.ExecResponse, error) {
 	var resp sandbox.ExecResponse
-	var stdout, stderr strings.Builder
+	var stdout, stderr bytes.Buffer
 	err := c.Exec(ctx, req, func(e ExecEvent) error {
 		switch e.Type {
 		case EventStdout:
@@ -89,6 +88,10 @@ func (c *Client) Run(ctx context.Context, req ExecRequest) (sandbox.ExecResponse
 		case EventStderr:
 			stderr.Write(e.Data)
 		case EventExit:
+			if e.Truncated {
+				trim(&stdout, req.MaxOutput)
+				trim(&stderr, req.MaxOutput)
+			}
 			resp.ExitCode, resp.Truncated, resp.TimedOut = e.ExitCode, e.Truncated, e.TimedOut
 			if e.Error != "" && stderr.Len() > 0 {
 				stderr.WriteByte('\n')
@@ -97,9 +100,19 @@ func (c *Client) Run(ctx context.Context, req ExecRequest) (sandbox.ExecResponse
 		}
 		return nil
 	})
-	resp.Stdout = strings.ToValidUTF8(stdout.String(), "\uFFFD")
-	resp.Stderr = strings.ToValidUTF8(stderr.String(), "\uFFFD")
+	resp.SetOutput(stdout.Bytes(), stderr.Bytes())
 	return resp, err
+}
+
+// trim takes the part of a character from the end of output that was cut at limit.
+func trim(output *bytes.Buffer, limit int64) {
+	if limit <= 0 {
+		limit = DefaultMaxOutput
+	}
+	if int64(output.Len()) >= limit {
+		_, rest := printable.Whole(output.Bytes())
+		output.Truncate(output.Len() - len(rest))
+	}
 }
 
 func tooMuchOutput() error {

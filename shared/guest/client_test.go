@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/agentpod/agentpod/shared/guest"
@@ -364,7 +365,7 @@ func TestRunCollectsTheOutput(t *testing.T) {
 		},
 		"a rune over two events and bytes that are none": {
 			`{"type":"stdout","data":"w/8="}` + "\n" + `{"type":"stderr","data":"ww=="}` + "\n" + `{"type":"stderr","data":"qQ=="}` + "\n" + `{"type":"exit"}` + "\n",
-			sandbox.ExecResponse{Stdout: "\uFFFD", Stderr: "é"},
+			sandbox.ExecResponse{Stdout: "\uFFFD", StdoutBase64: []byte("\xc3\xff"), Stderr: "é"},
 			"",
 		},
 		"what could not be started": {
@@ -382,8 +383,8 @@ func TestRunCollectsTheOutput(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := fake(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, tc.body) })
 			got, err := c.Run(t.Context(), guest.ExecRequest{Command: []string{"x"}})
-			if got != tc.want {
-				t.Errorf("got %+v, want %+v", got, tc.want)
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Error(diff)
 			}
 			if tc.code != "" {
 				wantCode(t, err, tc.code)

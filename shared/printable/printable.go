@@ -90,6 +90,21 @@ func Tail(s string, limit int) string {
 	return mark + text[begin:]
 }
 
+// Whole takes the beginning of a character from the end of text whose rest is still
+// to come. What can be no character's beginning stays. Both share text's memory.
+func Whole(text []byte) (whole, rest []byte) {
+	for i := len(text) - 1; i >= max(0, len(text)-utf8.UTFMax+1); i-- {
+		if !utf8.RuneStart(text[i]) {
+			continue
+		}
+		if !utf8.FullRune(text[i:]) {
+			return text[:i], text[i:]
+		}
+		break
+	}
+	return text, nil
+}
+
 // Escape shows what is not printable in place of sending it: \x1b, \u202e,
 // \U000e0001, and \xff for a byte that is no UTF-8. Line breaks (\n) and tabs
 // stay. A backslash stays too: the result is for people, not to be parsed.

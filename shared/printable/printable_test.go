@@ -201,3 +201,15 @@ func FuzzPrintable(f *testing.F) {
 		}
 	})
 }
+
+func TestATextIsCutBetweenCharacters(t *testing.T) {
+	for text, want := range map[string]int{
+		"": 0, "a": 1, "aé": 3, "aé\xe2": 3, "a\xe2\x82": 1, "\xf0\x9f\x98": 0, "\xf0\x9f\x98\x80": 4, "€\xf0\x9f": 3,
+		"a\xff": 2, "a\x80\x80\x80": 4, "a\xc0": 2, "\xe2(\xe2": 2, "é\xed\xa0": 4, // the last one is half a surrogate's
+	} {
+		whole, rest := printable.Whole([]byte(text))
+		if len(whole) != want || string(whole)+string(rest) != text {
+			t.Errorf("%q is cut into %q and %q", text, whole, rest)
+		}
+	}
+}

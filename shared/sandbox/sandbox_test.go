@@ -100,6 +100,23 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 	}
 }
 
+func TestAWordAmongAURLsCredentialsStaysInWhatGitSaid(t *testing.T) {
+	for _, tc := range []struct{ raw, said, want string }{
+		{"https://git@example.test/a", "git: not found", "git: not found"},
+		{"https://a-token-1:x-oauth-basic@example.test/a", "a-token-1 needs x-oauth-basic", "*** needs x-oauth-basic"},
+		{"https://me:password@example.test/a", "no password, but me:password", "no password, but ***"},
+		{"https://me:a-token-1@example.test/a", "me has a-token-1", "me has ***"},
+	} {
+		repo, err := sandbox.ParseRepository(tc.raw, "", sandbox.DefaultGitProtocols())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := repo.Redact(tc.said); got != tc.want {
+			t.Errorf("%s: %q becomes %q, want %q", tc.raw, tc.said, got, tc.want)
+		}
+	}
+}
+
 func TestErrorsKeepTheirCodeAndCause(t *testing.T) {
 	t.Parallel()
 	err := fmt.Errorf("outer: %w", sandbox.Errorf(sandbox.CodeNameTaken, "taken").WithCause(io.EOF))

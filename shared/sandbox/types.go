@@ -6,7 +6,10 @@ package sandbox
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Status is what a caller sees of a sandbox.
@@ -94,8 +97,8 @@ type Info struct {
 	LastSnapshot *Snapshot `json:"lastSnapshot,omitempty"`
 	// UnstoredSince is since when something that was done is in no snapshot; absent if
 	// everything is.
-	UnstoredSince Time `json:"unstoredSince,omitzero"`
-	LastError    string    `json:"lastError,omitempty"`
+	UnstoredSince Time   `json:"unstoredSince,omitzero"`
+	LastError     string `json:"lastError,omitempty"`
 	// Progress are the steps that take long and that it is at now, the oldest
 	// first: while it is created, woken, or put to sleep.
 	Progress []Progress `json:"progress,omitempty"`
@@ -288,20 +291,64 @@ type MessageAccepted struct {
 // ExecRequest is the body of POST /sandbox/:id/exec. WorkingDir is absolute or
 // relative to the workspace; TimeoutMs in milliseconds, 0 means the default.
 type ExecRequest struct {
-	Command    []string          `json:"command"`
+	Command    []string          `json:"command" example:"[\"ls\",\"-la\"]"`
 	WorkingDir string            `json:"workingDir,omitempty"`
-	Env        map[string]string `json:"env,omitempty"`
+	Env        map[string]string `json:"env,omitempty" example:"{\"CI\":\"true\"}"`
 	TimeoutMs  int64             `json:"timeoutMs,omitempty"`
 }
 
+// ExecOutput is the data of an event stdout or stderr of an exec that is streamed.
+// Data is text, whose characters no two events share. Base64 is there only if not all
+// of the bytes are UTF-8: it has them as they are, and Data has U+FFFD for the others.
+type ExecOutput struct {
+	Data   string `json:"data"`
+	Base64 []byte `json:"base64,omitempty"`
+}
+
+// NewExecOutput is the event's data for a piece of output.
+func NewExecOutput(raw []byte) ExecOutput {
+	text, exact := textOf(raw)
+	return ExecOutput{Data: text, Base64: exact}
+}
+
+// Bytes is the piece of output as the command wrote it.
+func (o ExecOutput) Bytes() []byte {
+	if o.Base64 != nil {
+		return o.Base64
+	}
+	return []byte(o.Data)
+}
+
+// textOf returns raw as text, and itself if that has not all of it.
+func textOf(raw []byte) (text string, exact []byte) {
+	if utf8.Valid(raw) {
+		return string(raw), nil
+	}
+	return strings.ToValidUTF8(string(raw), "\uFFFD"), raw
+}
+
 // ExecResponse is the answer of POST /sandbox/:id/exec. Output that is not
-// UTF-8 has its bad bytes replaced.
+// UTF-8 has its bad bytes replaced, and is there in Base64 beside, as it is.
 type ExecResponse struct {
 	ExitCode  int    `json:"exitCode"`
 	Stdout    string `json:"stdout"`
 	Stderr    string `json:"stderr"`
 	Truncated bool   `json:"truncated"`
 	TimedOut  bool   `json:"timedOut,omitempty"`
+	// Absent if the text has all of it.
+	StdoutBase64 []byte `json:"stdoutBase64,omitempty"`
+	StderrBase64 []byte `json:"stderrBase64,omitempty"`
+}
+
+// SetOutput sets the output to what the command wrote.
+func (r *ExecResponse) SetOutput(stdout, stderr []byte) {
+	r.Stdout, r.StdoutBase64 = textOf(stdout)
+	r.Stderr, r.StderrBase64 = textOf(stderr)
+}
+
+// Output is what the command wrote, byte for byte.
+func (r *ExecResponse) Output() (stdout, stderr []byte) {
+	return ExecOutput{Data: r.Stdout, Base64: r.StdoutBase64}.Bytes(), ExecOutput{Data: r.Stderr, Base64: r.StderrBase64}.Bytes()
 }
 
 // FileEntry is one entry of a listed folder. Type is file, directory, symlink
@@ -318,6 +365,31 @@ type FileEntry struct {
 type FileListing struct {
 	Entries   []FileEntry `json:"entries"`
 	Truncated bool        `json:"truncated,omitempty"`
+}
+
+// EntryTypes are the types of a FileEntry.
+func EntryTypes() []string { return []string{"file", "directory", "symlink", "other"} }
+
+// Of returns the listing with the entries of one type only, or as it is if kind is
+// empty.
+func (l FileListing) Of(kind string) FileListing {
+	entries := make([]FileEntry, 0, len(l.Entries))
+	for _, e := range l.Entries {
+		if kind == "" || e.Type == kind {
+			entries = append(entries, e)
+		}
+	}
+	l.Entries = entries
+	return l
+}
+
+// CheckChoice refuses what is neither empty nor one of a parameter's values, with
+// invalid_request.
+func CheckChoice(name, value string, values []string) error {
+	if value == "" || slices.Contains(values, value) {
+		return nil
+	}
+	return Errorf(CodeInvalidRequest, "%s must be one of %s", name, strings.Join(values, ", "))
 }
 
 // LogsResponse is the answer of GET /sandbox/:id/logs without follow.

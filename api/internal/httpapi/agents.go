@@ -35,7 +35,10 @@ type modelField struct{ *sandbox.Model }
 func (m *modelField) UnmarshalJSON(data []byte) error {
 	var text string
 	if json.Unmarshal(data, &text) != nil {
-		return json.Unmarshal(data, &m.Model)
+		if json.Unmarshal(data, &m.Model) != nil {
+			return sandbox.Errorf(sandbox.CodeInvalidRequest, `model must be a string, such as "anthropic/claude-sonnet-4-5", or an object with providerID and modelID, each a string`)
+		}
+		return nil
 	}
 	if text == "" {
 		return nil
@@ -62,7 +65,7 @@ func (a *API) launch(c echo.Context) (task.Task, error) {
 		return task.Task{}, err
 	}
 	return a.Tasks.Launch(c.Request().Context(), task.Request{
-		UserID: callerOf(c).ID, Message: body.Message, SandboxID: body.SandboxID, GitURL: body.GitURL, GitBranch: body.GitBranch,
+		UserID: callerOf(c).ID, Message: body.Message, SandboxID: body.SandboxID, GitURL: strings.TrimSpace(body.GitURL), GitBranch: strings.TrimSpace(body.GitBranch),
 		Model: body.Model.Model, Provider: body.Provider,
 	})
 }
@@ -267,7 +270,7 @@ func (a *API) runTeam(c echo.Context) error {
 	if err := decode(c, &body); err != nil {
 		return err
 	}
-	req := task.TeamRequest{UserID: callerOf(c).ID, GitURL: body.GitURL, GitBranch: body.GitBranch, Provider: body.Provider}
+	req := task.TeamRequest{UserID: callerOf(c).ID, GitURL: strings.TrimSpace(body.GitURL), GitBranch: strings.TrimSpace(body.GitBranch), Provider: body.Provider}
 	for _, agent := range body.Agents {
 		req.Agents = append(req.Agents, task.Agent{Role: agent.Role, Message: agent.Message, Model: agent.Model.Model})
 	}

@@ -357,7 +357,7 @@ func (a *API) fail(err error, c echo.Context) {
 		status, body, after = e.status, e, e.retryAfter
 	case errors.Is(err, errOrigin):
 		status, body = errOrigin.status, sandbox.ErrorResponse{
-			Error: "pages of this origin may not send requests here; add it to the frontends' origins if it is yours", Code: sandbox.CodeForbiddenOrigin,
+			Error: "pages of this origin may not send requests here; add the origin to CORS_ORIGINS, a setting of the API, if the page is yours", Code: sandbox.CodeForbiddenOrigin,
 		}
 	default:
 		e := explain(err)

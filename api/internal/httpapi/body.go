@@ -1,13 +1,12 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -44,23 +43,10 @@ func decodeUpTo(c echo.Context, into any, limit int64) error {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body could not be read").WithCause(err)
 	}
 	c.Set(bodyRead, true)
-	text := strings.TrimSpace(string(raw))
-	if text == "" {
+	if len(bytes.TrimSpace(raw)) == 0 {
 		return nil
 	}
-	if text[0] != '{' {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body must be a JSON object")
-	}
-	if err := json.Unmarshal(raw, into); err != nil {
-		if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
-			return sandbox.Errorf(sandbox.CodeInvalidRequest, "%q cannot be a %s in the request body", e.Field, e.Value)
-		}
-		if e, ok := errors.AsType[*sandbox.Error](err); ok {
-			return e
-		}
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request body is not valid JSON")
-	}
-	return nil
+	return sandbox.Decode(raw, into)
 }
 
 // The pages of lists.

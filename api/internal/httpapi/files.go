@@ -40,6 +40,10 @@ func (a *API) readFile(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	kind := c.QueryParam("type")
+	if err := sandbox.CheckChoice("type", kind, sandbox.EntryTypes()); err != nil {
+		return err
+	}
 	ctx, release := a.holdSandbox(c, id, true)
 	defer release()
 	userID := callerOf(c).ID
@@ -51,10 +55,7 @@ func (a *API) readFile(c echo.Context) error {
 	if folder {
 		listing, listErr := a.Sandboxes.ListFiles(ctx, userID, id, path)
 		if listErr == nil {
-			if listing.Entries == nil {
-				listing.Entries = []sandbox.FileEntry{}
-			}
-			return c.JSON(http.StatusOK, listing)
+			return c.JSON(http.StatusOK, listing.Of(kind))
 		}
 		if err == nil {
 			err = listErr

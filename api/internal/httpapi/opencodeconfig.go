@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/labstack/echo/v4"
 
 	"github.com/agentpod/agentpod/api/internal/account"
 	"github.com/agentpod/agentpod/api/internal/credential"
+	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -147,10 +149,15 @@ func (a *API) putAgentsMD(c echo.Context, userID string) error {
 var errNoContent = sandbox.Errorf(sandbox.CodeInvalidRequest, "content is missing: send {\"content\":\"…\"}")
 
 func (a *API) listConfigFiles(c echo.Context, userID string) error {
+	kind := c.QueryParam("type")
+	if err := sandbox.CheckChoice("type", kind, guest.FileTypes()); err != nil {
+		return err //nolint:wrapcheck // it is for the caller
+	}
 	files, err := a.configFiles(c, userID)
 	if err != nil {
 		return err
 	}
+	files = slices.DeleteFunc(files, func(f configFileBody) bool { return kind != "" && f.Type != kind })
 	return c.JSON(http.StatusOK, map[string]any{"files": files})
 }
 

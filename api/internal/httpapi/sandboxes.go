@@ -158,8 +158,13 @@ func (a *API) listSandboxes(c echo.Context) error {
 
 func (a *API) createSandbox(c echo.Context) error {
 	var req struct {
-		Name, Description, GithubURL, GitBranch, UserID, Provider string
-		AutoStart                                                 *bool
+		Name        string `json:"name"`
+		Description string `json:"description"`
+		GithubURL   string `json:"githubUrl" example:"\"https://github.com/octocat/Hello-World.git\""`
+		GitBranch   string `json:"gitBranch"`
+		UserID      string `json:"userId"`
+		Provider    string `json:"provider"`
+		AutoStart   *bool  `json:"autoStart"`
 	}
 	if err := decode(c, &req); err != nil {
 		return err
@@ -172,7 +177,7 @@ func (a *API) createSandbox(c echo.Context) error {
 		}
 	}
 	row, err := a.Sandboxes.Create(c.Request().Context(), owner.ID, sandboxes.NewSandbox{
-		Name: req.Name, Description: req.Description, GithubURL: req.GithubURL, GitBranch: req.GitBranch,
+		Name: req.Name, Description: req.Description, GithubURL: strings.TrimSpace(req.GithubURL), GitBranch: strings.TrimSpace(req.GitBranch),
 		Provider: req.Provider, Later: req.AutoStart != nil && !*req.AutoStart,
 	})
 	if err != nil {

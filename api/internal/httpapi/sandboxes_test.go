@@ -114,6 +114,8 @@ func TestASandboxFromItsCreationToItsEnd(t *testing.T) {
 			{"GET", root + "/files/a%20dir/f", "", "content600"},
 			{"GET", root + "/files/folder", "", `{"entries":[{"name":"a","type":"file","size":1,"mode":"0644","modifiedAt":"2026-01-02T03:04:05.000Z"}]}`},
 			{"GET", root + "/files/folder/", "", `{"entries":[`},
+			{"GET", root + "/files/folder?type=file", "", `{"entries":[{"name":"a"`},
+			{"GET", root + "/files/folder?type=directory", "", `{"entries":[]}`},
 			{"DELETE", root + "/files/a%20dir/f", "", `"success":true`},
 			{"GET", sandboxesRoot + "?status=running,error&userId=another", "", `{"count":1,"sandboxes":[{"id":"` + id},
 			{"GET", sandboxesRoot + "?status=stopped", "", `{"count":0,"sandboxes":[]}`},

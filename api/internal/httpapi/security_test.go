@@ -300,6 +300,9 @@ func TestWhoMayPassTheBorder(t *testing.T) {
 		if resp.StatusCode != c.status || c.code != "" && codeOf(t, body) != c.code {
 			t.Errorf("%s: %d %s", name, resp.StatusCode, body)
 		}
+		if c.code == "forbidden_origin" && !strings.Contains(body, "CORS_ORIGINS") {
+			t.Errorf("%s: it does not say what to do: %s", name, body)
+		}
 		if resp.Header.Get("X-Content-Type-Options") != "nosniff" || resp.Header.Get("X-Frame-Options") != "DENY" || resp.Header.Get("X-Request-Id") == "" ||
 			resp.Header.Get("Strict-Transport-Security") != "" || resp.Header.Get("Content-Security-Policy") == "" {
 			t.Errorf("%s: headers %v", name, resp.Header)

@@ -45,6 +45,7 @@ type Registry struct {
 type place struct {
 	name    string
 	title   string
+	remedy  string          // how it gets configured
 	backend sandbox.Backend // nil if it is not configured
 
 	mu     sync.Mutex
@@ -65,8 +66,8 @@ func New(settings Settings, providers []Provider, log *slog.Logger) (*Registry, 
 		settings.Now = time.Now
 	}
 	r := &Registry{settings: settings, log: log, places: map[string]*place{
-		Docker:     {name: Docker, title: "Docker", state: State{Description: "Containers on a machine of your own, behind a gateway"}},
-		Cloudflare: {name: Cloudflare, title: "Cloudflare", state: State{Description: "Sandboxes on Cloudflare, behind a worker"}},
+		Docker:     {name: Docker, title: "Docker", remedy: "set GATEWAY_URL, or ask for another provider", state: State{Description: "Containers on a machine of your own, behind a gateway"}},
+		Cloudflare: {name: Cloudflare, title: "Cloudflare", remedy: "set ENABLE_CLOUDFLARE_SANDBOXES=true and CLOUDFLARE_WORKER_URL, or ask for another provider", state: State{Description: "Sandboxes on Cloudflare, behind a worker"}},
 	}}
 	for _, p := range providers {
 		at, ok := r.places[p.Name]
@@ -136,7 +137,7 @@ func (r *Registry) configured(name string) (*place, error) {
 		return nil, sandbox.Errorf(sandbox.CodeInvalidRequest, "provider must be %q or %q", Docker, Cloudflare)
 	}
 	if p.backend == nil {
-		return nil, sandbox.Errorf(sandbox.CodeProviderMissing, "%s sandboxes not configured", p.title)
+		return nil, sandbox.Errorf(sandbox.CodeProviderMissing, "%s sandboxes not configured: %s", p.title, p.remedy)
 	}
 	return p, nil
 }

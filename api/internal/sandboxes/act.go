@@ -127,7 +127,7 @@ func (s *Service) Stats(ctx context.Context, userID, id string) (sandbox.Stats, 
 func (s *Service) Exec(ctx context.Context, userID, id string, req sandbox.ExecRequest) (sandbox.ExecResponse, error) {
 	if len(req.Command) == 0 || req.Command[0] == "" {
 		return sandbox.ExecResponse{}, sandbox.Errorf(sandbox.CodeInvalidRequest,
-			`command must be a list with a program and its arguments, such as ["git","status"]`)
+			`command must be an array of strings, such as ["ls","-la"], of which the first is the program`)
 	}
 	if req.TimeoutMs < 0 {
 		return sandbox.ExecResponse{}, sandbox.Errorf(sandbox.CodeInvalidRequest, "timeoutMs must not be below 0")

@@ -72,7 +72,7 @@ func (s *Service) check(n NewSandbox) (task.Sandbox, error) {
 	}
 	now := s.now()
 	row := task.Sandbox{
-		Name: n.Name, Description: n.Description, GitBranch: n.GitBranch,
+		Name: n.Name, Description: n.Description,
 		Status: task.SandboxStarting, CreatedAt: now, UpdatedAt: now,
 	}
 	if n.Later {
@@ -89,7 +89,7 @@ func (s *Service) check(n NewSandbox) (task.Sandbox, error) {
 		return none, sandbox.Errorf(sandbox.CodeInvalidGitURL,
 			"the githubUrl has credentials, which are not kept: leave autoStart out, or them")
 	}
-	row.GithubURL, row.RepoName = repo.URL, repo.Name()
+	row.GithubURL, row.GitBranch, row.RepoName = repo.URL, repo.Ref(), repo.Name()
 	return row, nil
 }
 

@@ -213,7 +213,7 @@ func (s *Service) prepare(ctx context.Context, req Request, use provider.UseCase
 	}
 	now := time.Now()
 	t := Task{
-		ID: NewID("tsk-"), UserID: req.UserID, Status: Pending, Message: req.Message, GitURL: repo.URL, GitBranch: repo.Branch,
+		ID: NewID("tsk-"), UserID: req.UserID, Status: Pending, Message: req.Message, GitURL: repo.URL, GitBranch: repo.Ref(),
 		LeaseOwner: NewID("api-"), LeaseUntil: now.Add(s.settings.Lease), CreatedAt: now,
 	}
 	if req.Model != nil {
@@ -242,7 +242,7 @@ func (s *Service) prepare(ctx context.Context, req Request, use provider.UseCase
 	id := NewID(prefix)
 	j.backend, j.task.Provider, j.task.SandboxID, j.task.NewSandbox = backend, name, &id, true
 	return j, &Sandbox{
-		ID: id, UserID: req.UserID, Provider: name, Name: printable.Line(req.Message, nameOf), Slug: id, GithubURL: repo.URL, GitBranch: repo.Branch, RepoName: repo.Name(),
+		ID: id, UserID: req.UserID, Provider: name, Name: printable.Line(req.Message, nameOf), Slug: id, GithubURL: repo.URL, GitBranch: repo.Ref(), RepoName: repo.Name(),
 		Status: SandboxStarting, CreatedAt: now, UpdatedAt: now,
 	}, nil
 }

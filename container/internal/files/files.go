@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/agentpod/agentpod/shared/guest"
+	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -73,22 +74,22 @@ func (t *Tree) OpenFile(name string) (*os.File, *guest.Listing, error) {
 	// O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
 	f, err := t.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, failure("open", err)
+		return nil, nil, failure("open", name, err)
 	}
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-		err = failure("look at", err)
+		err = failure("look at", name, err)
 	case info.Mode().IsRegular():
 		return f, nil, nil
 	case info.IsDir():
 		var listing guest.Listing
-		if listing, err = list(f); err == nil {
+		if listing, err = list(f, name); err == nil {
 			_ = f.Close()
 			return nil, &listing, nil
 		}
 	default:
-		err = sandbox.Errorf(sandbox.CodeInvalidRequest, "the path is neither a file nor a folder")
+		err = sandbox.Errorf(sandbox.CodeInvalidRequest, "%q is neither a file nor a folder", printable.Line(name, maxShown))
 	}
 	_ = f.Close()
 	return nil, nil, err
@@ -96,10 +97,10 @@ func (t *Tree) OpenFile(name string) (*os.File, *guest.Listing, error) {
 
 // list reads the first guest.MaxEntries entries, in the file system's order,
 // and sorts them by name. Bytes of a name that are not UTF-8 become U+FFFD.
-func list(dir *os.File) (guest.Listing, error) {
+func list(dir *os.File, name string) (guest.Listing, error) {
 	infos, err := dir.Readdir(guest.MaxEntries + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return guest.Listing{}, failure("list", err)
+		return guest.Listing{}, failure("list", name, err)
 	}
 	listing := guest.Listing{Entries: []guest.Entry{}}
 	if len(infos) > guest.MaxEntries {
@@ -154,37 +155,37 @@ func (t *Tree) Write(name string, mode fs.FileMode, content io.Reader) error {
 	}
 	dir, base := path.Split(name)
 	if base == "." {
-		return sandbox.Errorf(sandbox.CodeConflict, "the path is a folder")
+		return sandbox.Errorf(sandbox.CodeConflict, "%q is a folder", printable.Line(name, maxShown))
 	}
 	parent := t.root
 	if dir = path.Clean(dir); dir != "." {
-		if err := t.mkdirAll(dir); err != nil {
+		if err := t.mkdirAll(dir, name); err != nil {
 			return err
 		}
 		// From here on the folder is held, whatever takes its name.
 		if parent, err = t.root.OpenRoot(dir); err != nil {
-			return failure("open the parent of", err)
+			return failure("open the parent of", name, err)
 		}
 		defer parent.Close()
 	}
 	if info, err := parent.Lstat(base); err == nil && info.IsDir() {
-		return sandbox.Errorf(sandbox.CodeConflict, "the path is a folder")
+		return sandbox.Errorf(sandbox.CodeConflict, "%q is a folder", printable.Line(name, maxShown))
 	}
 	temp := "." + rand.Text() + ".tmp"
-	if err := t.fill(parent, temp, mode, content); err != nil {
+	if err := t.fill(parent, temp, name, mode, content); err != nil {
 		_ = parent.Remove(temp)
 		return err
 	}
 	if err := parent.Rename(temp, base); err != nil {
 		_ = parent.Remove(temp)
-		return failure("put in place", err)
+		return failure("put in place", name, err)
 	}
-	return t.keep(parent, ".")
+	return t.keep(parent, ".", name)
 }
 
 // mkdirAll makes a folder with its parents, and keeps the names of those that were
-// not there.
-func (t *Tree) mkdirAll(dir string) error {
+// not there. name is the path that the caller sent.
+func (t *Tree) mkdirAll(dir, name string) error {
 	var made []string // the deepest first
 	for at := dir; at != "."; at = path.Dir(at) {
 		if _, err := t.root.Lstat(at); err == nil {
@@ -193,33 +194,33 @@ func (t *Tree) mkdirAll(dir string) error {
 		made = append(made, at)
 	}
 	if err := t.root.MkdirAll(dir, 0o755); err != nil {
-		return failure("make the parents of", err)
+		return failure("make the parents of", name, err)
 	}
-	for _, name := range slices.Backward(made) {
-		if err := t.keep(t.root, path.Dir(name)); err != nil {
+	for _, folder := range slices.Backward(made) {
+		if err := t.keep(t.root, path.Dir(folder), name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// keep makes the names in a folder durable.
-func (t *Tree) keep(root *os.Root, dir string) error {
+// keep makes the names in a folder durable. name is the path that the caller sent.
+func (t *Tree) keep(root *os.Root, dir, name string) error {
 	f, err := root.Open(dir)
 	if err != nil {
-		return failure("keep", err)
+		return failure("keep", name, err)
 	}
 	defer f.Close()
 	if err := t.sync(f); err != nil {
-		return failure("keep", err)
+		return failure("keep", name, err)
 	}
 	return nil
 }
 
-func (t *Tree) fill(parent *os.Root, temp string, mode fs.FileMode, content io.Reader) error {
+func (t *Tree) fill(parent *os.Root, temp, name string, mode fs.FileMode, content io.Reader) error {
 	f, err := parent.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return failure("create", err)
+		return failure("create", name, err)
 	}
 	_, err = io.Copy(f, content)
 	if err == nil {
@@ -232,7 +233,7 @@ func (t *Tree) fill(parent *os.Root, temp string, mode fs.FileMode, content io.R
 		err = closeErr
 	}
 	if err != nil {
-		return failure("write", err)
+		return failure("write", name, err)
 	}
 	return nil
 }
@@ -247,7 +248,7 @@ func (t *Tree) Remove(name string) error {
 	}
 	info, err := t.root.Lstat(name)
 	if err != nil {
-		return failure("look at", err)
+		return failure("look at", name, err)
 	}
 	// By identity, as a link can give either of them another path.
 	for _, kept := range []string{".", t.workspace} {
@@ -256,19 +257,22 @@ func (t *Tree) Remove(name string) error {
 		}
 	}
 	if err := t.root.RemoveAll(name); err != nil {
-		return failure("remove", err)
+		return failure("remove", name, err)
 	}
-	if err := t.keep(t.root, path.Dir(name)); !sandbox.HasCode(err, sandbox.CodeFileNotFound) {
+	if err := t.keep(t.root, path.Dir(name), name); !sandbox.HasCode(err, sandbox.CodeFileNotFound) {
 		return err
 	}
 	return nil // the folder is gone as well
 }
 
-// failure gives an error of the file system its code. The message names no
-// path beyond what the caller sent.
-func failure(doing string, err error) error {
+// maxShown bounds a path in a message, in bytes.
+const maxShown = 1 << 10
+
+// failure gives an error of the file system its code. name is the path that the
+// caller sent, and the only one in the message.
+func failure(doing, name string, err error) error {
 	coded := func(code sandbox.Code, what string) error {
-		return sandbox.Errorf(code, "%s the path: %s", doing, what).WithCause(err)
+		return sandbox.Errorf(code, "%s %q: %s", doing, printable.Line(name, maxShown), what).WithCause(err)
 	}
 	var sandboxErr *sandbox.Error
 	switch {

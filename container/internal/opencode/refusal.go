@@ -10,6 +10,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/guest"
 	"github.com/agentpod/agentpod/shared/printable"
+	"github.com/agentpod/agentpod/shared/redact"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
@@ -87,25 +88,30 @@ func withoutSecrets(err error, configs ...guest.Config) error {
 		return err
 	}
 	clone := *failure
-	clone.Message = redact(clone.Message, configs...)
+	clone.Message = withoutTexts(clone.Message, configs...)
 	if clone.Code == sandbox.CodeConfigRejected {
 		clone.Message = printable.Line(clone.Message, maxWords)
 	}
 	return &clone
 }
 
-// redact replaces every text of the configs, the longest first.
-func redact(message string, configs ...guest.Config) string {
+// withoutTexts replaces every text of the configs, the longest first.
+func withoutTexts(message string, configs ...guest.Config) string {
 	var texts []string
 	add := func(text string) {
 		if len(text) >= shortest {
 			texts = append(texts, text)
 		}
 	}
+	addValue := func(text string) { // one that is a word may be OpenCode's own
+		if !redact.Ordinary(text) {
+			add(text)
+		}
+	}
 	for _, cfg := range configs {
-		leaves(cfg.OpenCode, add)
+		leaves(cfg.OpenCode, addValue)
 		for _, credential := range cfg.Auth {
-			leaves(credential, add)
+			leaves(credential, addValue)
 		}
 		if cfg.AgentsMD != nil {
 			add(*cfg.AgentsMD)

@@ -56,6 +56,10 @@ func TestTextsOfAConfigAreTakenOutOfMessages(t *testing.T) {
 	if !sandbox.HasCode(err, sandbox.CodeConfigRejected) || !strings.Contains(err.Error(), want) || len(err.Error()) > 2*maxWords {
 		t.Errorf("got %v", err)
 	}
+	wordy := guest.Config{OpenCode: json.RawMessage(`{"a":{"apiKey":"expected","share":"disabled"}}`)}
+	if got := withoutSecrets(sandbox.Errorf(sandbox.CodeConfigRejected, "expected disabled"), wordy); got.Error() != "config_rejected: expected disabled" {
+		t.Errorf("words of a config are taken out: %v", got)
+	}
 	if got := withoutSecrets(nil, cfg); got != nil {
 		t.Errorf("of nothing: %v", got)
 	}

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -44,20 +43,5 @@ func decode(c echo.Context, limit int64, optional bool, into any) error {
 	if len(raw) == 0 {
 		return sandbox.Errorf(sandbox.CodeInvalidRequest, "the request needs a JSON body")
 	}
-	if err := json.Unmarshal(raw, into); err != nil {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "%s", jsonFault(err))
-	}
-	return nil
-}
-
-// jsonFault says what is wrong with a body without repeating any of it: it may
-// hold a secret.
-func jsonFault(err error) string {
-	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
-		return "the field " + e.Field + " of the request body is a JSON " + e.Value + ", which it must not be; GET /openapi.yaml has the shapes"
-	}
-	if _, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return "the request body is not valid JSON"
-	}
-	return "the request body is not a JSON object of the expected shape"
+	return sandbox.Decode(raw, into) //nolint:wrapcheck // it is for the caller
 }

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,84 +20,6 @@ import (
 	"github.com/agentpod/agentpod/shared/printable"
 	"github.com/agentpod/agentpod/shared/sandbox"
 )
-
-// maxExecOutput caps each of a command's outputs, in bytes: an answer that is
-// not streamed is kept in memory, several times over as JSON.
-const maxExecOutput = 1 << 20
-
-func (a *API) exec(c echo.Context) error {
-	var req sandbox.ExecRequest
-	if err := decode(c, maxSmallBody, false, &req); err != nil {
-		return err
-	}
-	if len(req.Command) == 0 || req.Command[0] == "" {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, `command must be a list with a program and its arguments, such as ["git","status"]`)
-	}
-	if most := a.settings.ExecTimeout.Milliseconds(); req.TimeoutMs < 0 || req.TimeoutMs > most {
-		return sandbox.Errorf(sandbox.CodeInvalidRequest, "timeoutMs must be from 0 to %d (EXEC_TIMEOUT)", most)
-	}
-	timeout := time.Duration(req.TimeoutMs) * time.Millisecond
-	if timeout == 0 {
-		timeout = a.settings.ExecTimeout
-	}
-	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), lifecycle.Working)
-	if err != nil {
-		return err
-	}
-	defer h.Release()
-	ctx, cancel := a.within(c, h, timeout+10*time.Second)
-	defer cancel()
-	guestReq := guest.ExecRequest{
-		Command: req.Command, WorkingDir: req.WorkingDir, Env: req.Env,
-		TimeoutMs: timeout.Milliseconds(), MaxOutput: maxExecOutput,
-	}
-	if strings.Contains(c.Request().Header.Get("Accept"), "text/event-stream") {
-		return a.execStream(ctx, c, h, guestReq)
-	}
-	resp, err := h.Guest.Run(ctx, guestReq)
-	if err != nil {
-		return a.explainGuest(ctx, h, err)
-	}
-	return c.JSON(http.StatusOK, resp)
-}
-
-// execStream sends a command's output as it comes: events stdout and stderr
-// with {"data"}, at last exit with {"exitCode","truncated","timedOut"}.
-func (a *API) execStream(ctx context.Context, c echo.Context, h lifecycle.Handle, req guest.ExecRequest) error {
-	w := c.Response()
-	send := func(event string, data any) error {
-		raw, err := json.Marshal(data)
-		if err != nil {
-			return fmt.Errorf("encoding an event: %w", err)
-		}
-		if !w.Committed {
-			w.Header().Set(echo.HeaderContentType, "text/event-stream")
-			w.WriteHeader(http.StatusOK)
-		}
-		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, raw); err != nil {
-			return fmt.Errorf("sending an event: %w", err)
-		}
-		w.Flush()
-		return nil
-	}
-	err := h.Guest.Exec(ctx, req, func(e guest.ExecEvent) error {
-		if e.Type == guest.EventExit {
-			return send("exit", map[string]any{
-				"exitCode": e.ExitCode, "truncated": e.Truncated, "timedOut": e.TimedOut, "error": e.Error,
-			})
-		}
-		return send(e.Type, map[string]string{"data": strings.ToValidUTF8(string(e.Data), "�")})
-	})
-	if err == nil {
-		return nil
-	}
-	err = a.explainGuest(ctx, h, err)
-	if w.Committed && c.Request().Context().Err() == nil {
-		e := a.explain(err)
-		return send("error", sandbox.ErrorResponse{Error: e.Message, Code: e.Code})
-	}
-	return err
-}
 
 // within is the request's context, ended with the sandbox, the gateway, or the
 // limit. A client that does not read is ended with it: a write to it would wait
@@ -164,6 +85,10 @@ func (a *API) readFile(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	kind := c.QueryParam("type")
+	if err := sandbox.CheckChoice("type", kind, sandbox.EntryTypes()); err != nil {
+		return err //nolint:wrapcheck // it is for the caller
+	}
 	h, err := a.Manager.Use(c.Request().Context(), c.Param("id"), lifecycle.Looking)
 	if err != nil {
 		return err
@@ -176,7 +101,7 @@ func (a *API) readFile(c echo.Context) error {
 		return a.explainGuest(ctx, h, err)
 	}
 	if f.Listing != nil {
-		return c.JSON(http.StatusOK, listing(*f.Listing))
+		return c.JSON(http.StatusOK, listing(*f.Listing).Of(kind))
 	}
 	defer func() { _ = f.Body.Close() }()
 	header := c.Response().Header()

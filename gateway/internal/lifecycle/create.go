@@ -52,6 +52,7 @@ func (m *Manager) plan(req sandbox.CreateRequest) (plan, error) {
 	if p.config.Empty() {
 		p.rawConfig = nil
 	}
+	req.GitURL, req.GitBranch = strings.TrimSpace(req.GitURL), strings.TrimSpace(req.GitBranch)
 	if req.GitURL == "" && req.GitBranch != "" {
 		return p, sandbox.Errorf(sandbox.CodeInvalidRequest, "gitBranch needs a gitUrl")
 	}
@@ -147,7 +148,7 @@ func (m *Manager) create(ctx context.Context, b *box, p plan) (written int, err 
 		Secrets: Secrets{Token: secret(), Password: secret(), Config: p.rawConfig},
 	}
 	if p.repo != nil {
-		rec.GitURL, rec.GitBranch = p.repo.URL, p.repo.Branch
+		rec.GitURL, rec.GitBranch = p.repo.URL, p.repo.Ref()
 	}
 	mem := m.pool.lend(ctx, p)
 	if mem != nil {
@@ -391,5 +392,5 @@ func (m *Manager) createAgain(ctx context.Context, b *box, p plan) (written int,
 		m.emptyWorkspace(ctx, b, g)
 		return 0, atStep(ctx, "clone", err)
 	}
-	return written, m.save(ctx, b, func(r *Record) { r.GitURL, r.GitBranch = p.repo.URL, p.repo.Branch })
+	return written, m.save(ctx, b, func(r *Record) { r.GitURL, r.GitBranch = p.repo.URL, p.repo.Ref() })
 }

@@ -27,7 +27,13 @@ func (r Repository) Command(dir string, protocols []string) (argv []string, env 
 	if r.Branch != "" {
 		argv = append(argv, "--branch", r.Branch)
 	}
+	if r.Commit != "" {
+		argv = append(argv, "--no-checkout")
+	}
 	argv = append(argv, "--", r.URL, dir)
+	if r.Commit != "" {
+		argv = append([]string{"sh", "-c", atCommit, "sh", dir, r.Commit}, argv...)
+	}
 	env = map[string]string{
 		"GIT_TERMINAL_PROMPT": "0",
 		"GIT_ASKPASS":         "/bin/true",
@@ -57,5 +63,21 @@ func (r Repository) Command(dir string, protocols []string) (argv []string, env 
 // git, where every process of the sandbox can read it.
 func (r Repository) Credentials() bool { return r.Username != "" || r.Password != "" }
 
+// atCommit is a shell script that clones with the command in its arguments from the
+// third, into the folder that is its first, and checks out the commit that is its
+// second: a clone takes branches and tags alone. A commit that is on none of them is
+// asked for by itself, which a server may refuse.
+const atCommit = `dir=$1 commit=$2
+shift 2
+"$@" && cd -- "$dir" || exit
+if ! git cat-file -e "$commit^{commit}" 2>/dev/null && ! git fetch --progress origin "$commit"; then
+	echo "The commit $commit is on no branch and no tag of the repository, and the server does not give it by itself: give a branch or tag." >&2
+	exit 1
+fi
+git checkout --detach "$commit"`
+
 // Redact is sandbox.Repository's.
 func (r Repository) Redact(s string) string { return sandbox.Repository(r).Redact(s) }
+
+// Ref is sandbox.Repository's.
+func (r Repository) Ref() string { return sandbox.Repository(r).Ref() }

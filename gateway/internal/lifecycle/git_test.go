@@ -20,6 +20,11 @@ func TestRepositoriesThatAreAllowed(t *testing.T) {
 		"git@github.com:owner/repo.git":               {URL: "git@github.com:owner/repo.git"},
 		"git://172.18.0.1:9418/demo.git":              {URL: "git://172.18.0.1:9418/demo.git", Origin: "git://172.18.0.1:9418"},
 		"https://[2001:db8::1]/a":                     {URL: "https://[2001:db8::1]/a", Origin: "https://[2001:db8::1]"},
+		"  https://example.test/a\n":                  {URL: "https://example.test/a", Origin: "https://example.test"},
+		"https://git.münchen.example:8443/a":          {URL: "https://git.xn--mnchen-3ya.example:8443/a", Origin: "https://git.xn--mnchen-3ya.example:8443"},
+		"https://例え.テスト/größe":                        {URL: "https://xn--r8jz45g.xn--zckzah/gr%C3%B6%C3%9Fe", Origin: "https://xn--r8jz45g.xn--zckzah"},
+		"git@git.münchen.example:größe/repo":          {URL: "git@git.xn--mnchen-3ya.example:größe/repo"},
+		"git@example.test:@scope/repo":                {URL: "git@example.test:@scope/repo"},
 		"https://example.test/with%20space/repo.git/": {URL: "https://example.test/with%20space/repo.git/", Origin: "https://example.test"},
 	} {
 		got, err := ParseRepository(raw, "", DefaultGitProtocols())
@@ -37,7 +42,8 @@ func TestRepositoriesThatAreRefusedBeforeGitSeesThem(t *testing.T) {
 		"ssh://example.test:22x/a", "git@-oProxyCommand=sh:a", "-x@example.test:a", "git@example.test:-x", "https://", "https:///a",
 		"https://example.test", "https://example.test/", "https://example.test/a?token=x", "https://example.test/a#x",
 		"https://example.test/a\nb", "https://example.test/a b", `https://example.test\a`, "https://u:a%0ab@example.test/x", "ssh://-u@example.test/a",
-		"https://example.test/" + strings.Repeat("a", 3000), "https://exa%6dple.test/a", "fd::17/x",
+		"https://example.test/" + strings.Repeat("a", 3000), "https://exa%6dple.test/a", "fd::17/x", " ", " -x", "https://mün chen.test/a", "https://-mü.test/a",
+		"git@exa mple.test:a", "git@ext::sh -c id", "git@ext::sh[", "a@::sh[", "git@-mü.test:a",
 	} {
 		_, err := ParseRepository(raw, "", DefaultGitProtocols())
 		if !sandbox.HasCode(err, sandbox.CodeInvalidGitURL) {
@@ -54,6 +60,8 @@ func TestBranches(t *testing.T) {
 	t.Parallel()
 	for branch, ok := range map[string]bool{
 		"main": true, "feature/a-b_c.1": true, "v1.0": true, "größe": true, "a@b": true,
+		"@scope/pkg@1.0.0": true, "feat(x)-y": true, "fix!": true, "a,b": true, "#1": true, "日本語": true, "'; rm -rf $HOME; `id`'": false, "$(id)": true,
+		" main\n": true, "  ": true, " -x": false, "-": false,
 		"-x": false, "--upload-pack=sh": false, "a..b": false, "a b": false, "a@{1}": false, "a\nb": false, "a~1": false, "a:b": false, "x.lock": false, "x/": false,
 		strings.Repeat("a", 300): false,
 	} {
@@ -180,6 +188,9 @@ func FuzzParseRepository(f *testing.F) {
 		}
 		argv, _ := repo.Command("/w", DefaultGitProtocols())
 		i := slices.Index(argv, "--")
+		if repo.Commit != "" && argv[5] != repo.Commit {
+			t.Errorf("%q gives %q", branch, argv)
+		}
 		if strings.HasPrefix(argv[i+1], "-") || strings.HasPrefix(repo.Branch, "-") || strings.ContainsAny(repo.URL, "\n\x00 ") {
 			t.Errorf("%q %q gives %q", raw, branch, argv)
 		}
