@@ -1,0 +1,485 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kind is one way in which something fails.
+type kind struct {
+	name  string
+	does  string // what happens
+	heals string // how it ends
+	// number is that of the fault in docs/reliability.md that this kind was made to find;
+	// its violations are told by it. 0: by what they look like.
+	number int
+	// shared: it hits every lane, and counts once for each.
+	shared bool
+	// interrupts: an agent at work is ended by it, so a task may fail.
+	interrupts bool
+	// forgets: a gateway that is killed tells nothing of what waited in its memory.
+	forgets bool
+	// probe: it brings its own work along, and begins at once.
+	probe bool
+	// slowly: it takes longer than a minute, so `make test` leaves it out.
+	slowly bool
+	// inject makes it happen and returns when it is healed. An error is the harness's own.
+	inject func(ctx context.Context, s *scene) error
+}
+
+// scene is where a fault happens.
+type scene struct {
+	lane   *lane
+	rng    *rand.Rand
+	work   *workload // nil in a probe
+	oracle *oracle
+	// round are the lanes of a shared fault; lane is the first of them.
+	round []*lane
+}
+
+func (s *scene) engine() *engine { return s.lane.world.engine }
+
+// between is a seeded time.
+func (s *scene) between(least, most time.Duration) time.Duration {
+	return least + time.Duration(s.rng.Int64N(int64(most-least)))
+}
+
+// say notes a violation that an injection has seen itself.
+func (s *scene) say(number int, format string, args ...any) { s.oracle.say(number, format, args...) }
+
+// momentTime is how long the call is awaited at which a fault is to happen.
+const momentTime = 2 * time.Second
+
+// moment waits for the seeded moment of a fault: after a while, or when a certain call
+// is on its way.
+func (s *scene) moment(ctx context.Context) {
+	l := s.lane
+	moments := []func() <-chan struct{}{
+		func() <-chan struct{} { return l.engine.await(engineCallTo("start")) },
+		func() <-chan struct{} { return l.engine.await(engineCallTo("create")) },
+		func() <-chan struct{} { return l.engine.await(engineCallTo("pause")) },
+		func() <-chan struct{} { return l.engine.await(engineCallTo("rename")) },
+		func() <-chan struct{} { return l.engine.await(engineCallTo("remove")) },
+		func() <-chan struct{} { return l.store.await(put("record.json")) },
+		func() <-chan struct{} { return l.store.await(put("packs")) },
+		func() <-chan struct{} { return l.store.await(put("workspaces")) },
+		func() <-chan struct{} {
+			return l.front.await(func(r *http.Request) bool { return r.Method == http.MethodPost })
+		},
+	}
+	n := s.rng.IntN(2 * len(moments))
+	d := s.between(0, 600*time.Millisecond)
+	if n < len(moments) {
+		select {
+		case <-moments[n]():
+			d /= 20 // while it is on its way, or just after
+		case <-time.After(momentTime):
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	pause(ctx, d)
+}
+
+// put matches writes of objects whose key has a text in it.
+func put(part string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return r.Method == http.MethodPut && strings.Contains(r.URL.Path, part) }
+}
+
+// engineCalls are the calls to the engine by name.
+//
+//nolint:gochecknoglobals // a constant table
+var engineCalls = map[string]struct {
+	method string
+	path   *regexp.Regexp
+}{
+	"create":        {http.MethodPost, regexp.MustCompile(`/containers/create$`)},
+	"start":         {http.MethodPost, regexp.MustCompile(`/containers/[^/]+/start$`)},
+	"stop":          {http.MethodPost, regexp.MustCompile(`/containers/[^/]+/(stop|kill)$`)},
+	"pause":         {http.MethodPost, regexp.MustCompile(`/containers/[^/]+/pause$`)},
+	"unpause":       {http.MethodPost, regexp.MustCompile(`/containers/[^/]+/unpause$`)},
+	"rename":        {http.MethodPost, regexp.MustCompile(`/containers/[^/]+/rename$`)},
+	"remove":        {http.MethodDelete, regexp.MustCompile(`/containers/[^/]+$`)},
+	"volume-create": {http.MethodPost, regexp.MustCompile(`/volumes/create$`)},
+	"volume-remove": {http.MethodDelete, regexp.MustCompile(`/volumes/[^/]+$`)},
+	"inspect":       {http.MethodGet, regexp.MustCompile(`/containers/[^/]+/json$`)},
+}
+
+// engineCallTo matches a call to the engine by its name.
+func engineCallTo(name string) func(*http.Request) bool {
+	call := engineCalls[name]
+	return func(r *http.Request) bool { return r.Method == call.method && call.path.MatchString(r.URL.Path) }
+}
+
+// changes matches every call to the engine that changes something.
+func changes(r *http.Request) bool { return r.Method == http.MethodPost || r.Method == http.MethodDelete }
+
+// kinds is the table of all faults. docs/reliability.md has it in words.
+func kinds() []kind {
+	all := []kind{
+		{name: "gateway-killed", does: "SIGKILL to the gateway", heals: "it is started again", forgets: true, inject: killGateway(syscall.SIGKILL)},
+		{name: "gateway-terminated", does: "SIGTERM to the gateway", heals: "it is started again", inject: killGateway(syscall.SIGTERM)},
+		{name: "gateway-stopped", does: "SIGSTOP to the gateway", heals: "SIGCONT after 0.5 to 4 s", inject: freezeGateway},
+		{name: "api-killed", does: "SIGKILL to the API", heals: "it is started again", inject: killAPI(syscall.SIGKILL)},
+		{name: "api-terminated", does: "SIGTERM to the API", heals: "it is started again", inject: killAPI(syscall.SIGTERM)},
+		{name: "api-stopped", does: "SIGSTOP to the API", heals: "SIGCONT after 0.5 to 4 s", inject: freezeAPI},
+
+		{name: "engine-killed", does: "SIGKILL to the engine", heals: "it is started again", shared: true, interrupts: true, inject: restartEngine(syscall.SIGKILL)},
+		{name: "engine-terminated", does: "SIGTERM to the engine", heals: "it is started again", shared: true, interrupts: true, inject: restartEngine(syscall.SIGTERM)},
+		{name: "engine-stopped", does: "SIGSTOP to the engine", heals: "SIGCONT after 1 to 5 s", shared: true, inject: freezeEngine},
+		{name: "engine-says-500", does: "the engine answers every change with 500", heals: "after 1 to 4 s", inject: engineFails},
+		{name: "engine-cut", does: "every connection to the engine is cut", heals: "after 1 to 4 s", inject: borderFails(engineBorder, refuse, 1, 4)},
+		{name: "engine-silent", does: "the engine says nothing", heals: "after 1 to 4 s", inject: borderFails(engineBorder, silence, 1, 4)},
+
+		{name: "container-killed", does: "docker kill of a sandbox", heals: "by itself", interrupts: true, inject: killContainer},
+		{name: "container-removed", does: "docker rm -f of a sandbox; its volume stays", heals: "by itself", interrupts: true, inject: removeContainer},
+		{name: "container-paused", does: "docker pause of a sandbox", heals: "docker unpause after 0.5 to 3 s", inject: pauseContainer},
+		{name: "disk-removed-asleep", does: "container and volume of a stored, stopped sandbox are removed", heals: "by itself", number: 6, inject: removeDisk},
+		{name: "sandboxd-killed", does: "SIGKILL to process 1 of a sandbox", heals: "by itself", interrupts: true, inject: signalSandboxd},
+		{name: "opencode-killed", does: "SIGKILL to OpenCode", heals: "by itself", interrupts: true, inject: signalOpenCode(syscall.SIGKILL, 0, 1)},
+		{name: "opencode-stopped", does: "SIGSTOP to OpenCode", heals: "SIGCONT after 1 to 4 s", interrupts: true, inject: signalOpenCode(syscall.SIGSTOP, 1, 4)},
+		{name: "opencode-hangs", does: "SIGSTOP to OpenCode", heals: "SIGCONT after 10 to 20 s", interrupts: true, slowly: true, inject: signalOpenCode(syscall.SIGSTOP, 10, 20)},
+
+		{name: "store-cut", does: "every connection to the store is cut", heals: "after 1 to 5 s", inject: borderFails(storeBorder, refuse, 1, 5)},
+		{name: "store-silent-second", does: "the store says nothing for 1 s", heals: "after 1 s", inject: borderFails(storeBorder, silence, 1, 1)},
+		{name: "store-silent", does: "the store says nothing", heals: "after 2 to 6 s", inject: borderFails(storeBorder, silence, 2, 6)},
+		{name: "store-slow", does: "each request to the store takes 0.4 s longer", heals: "after 2 to 6 s", inject: borderFails(storeBorder, slow, 2, 6)},
+		{name: "store-half-written", does: "bodies of writes to the store break in the middle", heals: "after 1 to 3 s", inject: borderFails(storeBorder, half, 1, 3)},
+		{name: "store-half-read", does: "the store's answers break in the middle", heals: "after 1 to 3 s", inject: borderFails(storeBorder, halfBack, 1, 3)},
+		{name: "store-reply-lost", does: "the store does what is asked, and its answers are lost", heals: "after 0.5 to 2 s", inject: borderFails(storeBorder, lose, 0.5, 2)},
+		{name: "store-says-500", does: "the store answers 500", heals: "after 1 to 5 s", inject: storeLies(http.StatusInternalServerError)},
+		{name: "store-says-503", does: "the store answers 503", heals: "after 1 to 5 s", inject: storeLies(http.StatusServiceUnavailable)},
+		{name: "store-full", does: "the disk of the S3 server is full", heals: "it has room again after 1 to 4 s", shared: true, inject: fillStore},
+
+		{name: "database-killed", does: "SIGKILL to Postgres", heals: "it is started again", shared: true, inject: killDatabase},
+		{name: "database-cut", does: "every connection to Postgres is cut, once", heals: "at once", inject: cutDatabase},
+		{name: "database-away", does: "connections to Postgres are refused", heals: "after 1 to 4 s", inject: databaseAway},
+		{name: "database-silent", does: "Postgres says nothing", heals: "after 1 to 6 s", inject: databaseSilent},
+
+		{name: "front-cut", does: "every connection from the API to the gateway is cut", heals: "after 1 to 4 s", inject: borderFails(frontBorder, refuse, 1, 4)},
+		{name: "front-silent", does: "the API hears nothing from the gateway", heals: "after 1 to 4 s", inject: borderFails(frontBorder, silence, 1, 4)},
+		{name: "front-reply-lost", does: "the gateway does what the API asks, and its answers are lost", heals: "after 0.5 to 2 s", inject: borderFails(frontBorder, lose, 0.5, 2)},
+		{name: "receiver-down", does: "webhooks find nobody", heals: "after 1 to 5 s", inject: borderFails(receiverBorder, refuse, 1, 5)},
+		{name: "receiver-says-500", does: "webhooks are answered with 500", heals: "after 1 to 5 s", inject: receiverFails},
+		{name: "receiver-slow", does: "webhooks take 0.4 s longer", heals: "after 2 to 6 s", inject: borderFails(receiverBorder, slow, 2, 6)},
+		{name: "receiver-reply-lost", does: "the API takes webhooks, and its answers are lost", heals: "after 0.5 to 2 s", inject: borderFails(receiverBorder, lose, 0.5, 2)},
+		{name: "receiver-clock-off", does: "webhooks are ten minutes old when they come, as from a clock that is off", heals: "after 1 to 4 s", number: 9, inject: clockOff},
+	}
+	for _, call := range []string{"create", "start", "stop", "pause", "unpause", "rename", "remove", "volume-create", "volume-remove"} {
+		for name, mode := range map[string]mode{"lost": lose, "hung": hang} {
+			all = append(all, kind{
+				name: "engine-" + call + "-" + name, does: "the engine does a " + call + ", and its answer is " + name, heals: "it happens once",
+				inject: engineReply(call, mode),
+			})
+		}
+	}
+	return append(all, probes()...)
+}
+
+func killGateway(sig syscall.Signal) func(context.Context, *scene) error {
+	return func(_ context.Context, s *scene) error {
+		if err := s.lane.gateway.Stop(sig); err != nil {
+			return err
+		}
+		s.lane.calm = nil
+		return s.lane.startGateway()
+	}
+}
+
+func killAPI(sig syscall.Signal) func(context.Context, *scene) error {
+	return func(_ context.Context, s *scene) error {
+		if err := s.lane.api.Stop(sig); err != nil {
+			return err
+		}
+		return s.lane.startAPI()
+	}
+}
+
+func freezeGateway(ctx context.Context, s *scene) error {
+	return frozen(ctx, s.lane.gateway.Signal, s.between(500*time.Millisecond, 4*time.Second))
+}
+
+func freezeAPI(ctx context.Context, s *scene) error {
+	return frozen(ctx, s.lane.api.Signal, s.between(500*time.Millisecond, 4*time.Second))
+}
+
+func freezeEngine(ctx context.Context, s *scene) error {
+	return frozen(ctx, s.engine().signal, s.between(time.Second, 5*time.Second))
+}
+
+// frozen stops a process for a while.
+func frozen(ctx context.Context, signal func(syscall.Signal) error, d time.Duration) error {
+	if err := signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	pause(ctx, d)
+	return signal(syscall.SIGCONT)
+}
+
+func restartEngine(sig syscall.Signal) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		if err := s.engine().stop(sig); err != nil {
+			return err
+		}
+		pause(ctx, s.between(0, time.Second))
+		return s.engine().up(ctx)
+	}
+}
+
+// The borders of a lane.
+func engineBorder(l *lane) *proxy   { return l.engine }
+func storeBorder(l *lane) *proxy    { return l.store }
+func frontBorder(l *lane) *proxy    { return l.front }
+func receiverBorder(l *lane) *proxy { return l.receiver }
+
+// slowBy is how much longer a slow border takes.
+const slowBy = 400 * time.Millisecond
+
+// borderFails makes a border fail for some seconds.
+func borderFails(border func(*lane) *proxy, how mode, least, most float64) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		r := rule{mode: how, delay: slowBy}
+		if how == half {
+			r.match = func(r *http.Request) bool { return r.Method == http.MethodPut }
+		}
+		if how == lose || how == halfBack { // what lasts for ever is not lost: it is read as it comes
+			r.match = func(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/event") }
+		}
+		d := time.Duration(least * float64(time.Second))
+		if most > least {
+			d = s.between(d, time.Duration(most*float64(time.Second)))
+		}
+		heal := border(s.lane).add(r)
+		pause(ctx, d)
+		heal()
+		return nil
+	}
+}
+
+func engineFails(ctx context.Context, s *scene) error {
+	heal := s.lane.engine.add(rule{match: changes, mode: fail, status: http.StatusInternalServerError, body: `{"message":"the engine is going down"}`})
+	pause(ctx, s.between(time.Second, 4*time.Second))
+	heal()
+	return nil
+}
+
+func storeLies(status int) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		heal := s.lane.store.add(rule{mode: fail, status: status, body: `<Error><Code>InternalError</Code><Message>lying</Message></Error>`})
+		pause(ctx, s.between(time.Second, 5*time.Second))
+		heal()
+		return nil
+	}
+}
+
+func receiverFails(ctx context.Context, s *scene) error {
+	heal := s.lane.receiver.add(rule{mode: fail, status: http.StatusInternalServerError, body: `{}`})
+	pause(ctx, s.between(time.Second, 5*time.Second))
+	heal()
+	return nil
+}
+
+// clockOff makes webhooks old, so that the API refuses them for its clock.
+func clockOff(ctx context.Context, s *scene) error {
+	heal := s.lane.receiver.add(rule{mode: alter, change: func(body []byte) []byte {
+		var notice map[string]any
+		decoder := json.NewDecoder(bytes.NewReader(body))
+		decoder.UseNumber()
+		if decoder.Decode(&notice) != nil {
+			return body
+		}
+		told, err := time.Parse(time.RFC3339, fmt.Sprint(notice["timestamp"]))
+		if err != nil {
+			return body
+		}
+		notice["timestamp"] = told.Add(-10 * time.Minute).Format("2006-01-02T15:04:05.000Z")
+		raw, err := json.Marshal(notice)
+		if err != nil {
+			return body
+		}
+		return raw
+	}})
+	pause(ctx, s.between(time.Second, 4*time.Second))
+	heal()
+	return nil
+}
+
+// fillStore fills the S3 server's disk.
+func fillStore(ctx context.Context, s *scene) error {
+	name := filepath.Join(s.lane.world.disk, "filler")
+	f, err := os.Create(name)
+	if err != nil {
+		return fmt.Errorf("filling the store: %w", err)
+	}
+	var room unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &room); err != nil {
+		return fmt.Errorf("filling the store: %w", err)
+	}
+	_, _ = io.CopyN(f, zeros{}, int64(room.Bavail)*room.Bsize) // until it is full
+	pause(ctx, s.between(time.Second, 4*time.Second))
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("filling the store: %w", err)
+	}
+	return os.Remove(name)
+}
+
+// zeros is an endless reader.
+type zeros struct{}
+
+// Read implements io.Reader.
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func killDatabase(ctx context.Context, s *scene) error {
+	if err := s.lane.world.database.kill(); err != nil {
+		return err
+	}
+	pause(ctx, s.between(0, 2*time.Second))
+	return s.lane.world.database.up(ctx)
+}
+
+func cutDatabase(_ context.Context, s *scene) error {
+	s.lane.sql.cut()
+	return nil
+}
+
+func databaseAway(ctx context.Context, s *scene) error {
+	heal := s.lane.sql.down()
+	pause(ctx, s.between(time.Second, 4*time.Second))
+	heal()
+	return nil
+}
+
+func databaseSilent(ctx context.Context, s *scene) error {
+	heal := s.lane.sql.hush()
+	pause(ctx, s.between(time.Second, 6*time.Second))
+	heal()
+	return nil
+}
+
+func killContainer(ctx context.Context, s *scene) error {
+	_ = s.engine().call(ctx, http.MethodPost, "/containers/"+s.lane.container(lasting)+"/kill", nil, nil) // it may be asleep
+	return nil
+}
+
+func removeContainer(ctx context.Context, s *scene) error {
+	_ = s.engine().remove(ctx, s.lane.container(lasting)) // the gateway may be at it
+	return nil
+}
+
+func pauseContainer(ctx context.Context, s *scene) error {
+	name := s.lane.container(lasting)
+	if s.engine().call(ctx, http.MethodPost, "/containers/"+name+"/pause", nil, nil) == nil {
+		pause(ctx, s.between(500*time.Millisecond, 3*time.Second))
+		_ = s.engine().call(ctx, http.MethodPost, "/containers/"+name+"/unpause", nil, nil) // the gateway may have done it
+	}
+	return nil
+}
+
+// removeDisk removes what the engine has of a sandbox that is stored: what was done
+// since a snapshot may go with the disk, so nothing is done meanwhile.
+func removeDisk(ctx context.Context, s *scene) error {
+	s.work.end()
+	got := s.lane.retry(ctx, requestBound, http.MethodPost, "/sandbox/"+lasting+"/hibernate", object{"tier": "stopped"})
+	if !got.ok() {
+		s.say(0, "the sandbox cannot be stopped: %s", got)
+		return nil
+	}
+	return s.loseDisk(ctx, lasting)
+}
+
+// loseDisk removes a sandbox's container and its volumes by hand.
+func (s *scene) loseDisk(ctx context.Context, id string) error {
+	name := s.lane.container(id)
+	got, err := s.engine().inspect(ctx, name)
+	if err != nil {
+		return gone(err) // it is archived
+	}
+	if err := s.engine().remove(ctx, name); err != nil {
+		return err
+	}
+	for _, m := range got.Mounts {
+		if m.Type == "volume" {
+			if err := s.engine().removeVolume(ctx, m.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func signalSandboxd(ctx context.Context, s *scene) error {
+	if pid, err := s.engine().sandboxd(ctx, s.lane.container(lasting)); err == nil { // else it is asleep
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	return nil
+}
+
+func signalOpenCode(sig syscall.Signal, least, most int) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		pid, err := s.engine().openCode(ctx, s.lane.container(lasting))
+		if err != nil {
+			return nil //nolint:nilerr // it is asleep
+		}
+		_ = syscall.Kill(pid, sig) // it may have ended
+		if sig == syscall.SIGSTOP {
+			pause(ctx, s.between(time.Duration(least)*time.Second, time.Duration(most)*time.Second))
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+		return nil
+	}
+}
+
+// engineReply loses the answer to the next call of a name, and provokes that call.
+func engineReply(call string, how mode) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		l := s.lane
+		hibernate := func(tier string) {
+			l.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/hibernate", object{"tier": tier, "force": true})
+		}
+		wake := func() { l.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/wake", nil) }
+		switch call { // it has to be down to be brought up
+		case "unpause":
+			hibernate("frozen")
+		case "start":
+			hibernate("stopped")
+		case "create", "volume-create":
+			hibernate("archived")
+		}
+		heal := l.engine.add(rule{match: engineCallTo(call), mode: how, times: 1})
+		defer heal()
+		switch call {
+		case "unpause", "start", "create", "volume-create":
+			wake()
+		case "pause":
+			hibernate("frozen")
+		case "stop":
+			hibernate("stopped")
+		case "remove", "volume-remove":
+			hibernate("archived")
+		case "rename": // of a member of the pool
+			id := l.id("extra")
+			l.call(ctx, http.MethodPost, "/sandbox", object{"id": id, "userId": "user_1"})
+			if got := l.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+id, nil); !got.ok() {
+				s.say(0, "the sandbox %s cannot be deleted: %s", id, got)
+			}
+		}
+		return nil
+	}
+}

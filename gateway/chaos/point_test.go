@@ -1,0 +1,280 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"path"
+	"strings"
+	"sync"
+	"time"
+)
+
+// point is one fault to inject, and what came of it.
+type point struct {
+	Kind       string      `json:"kind"`
+	Seed       uint64      `json:"seed"`
+	Lane       string      `json:"lane"`
+	Seconds    float64     `json:"seconds"`
+	Violations []violation `json:"violations,omitempty"`
+	Logs       string      `json:"logs,omitempty"`
+
+	kind kind
+}
+
+// plan draws the points of a run. One in the first place has the run's own seed, so
+// that one point can be run again by its seed and kind. Kinds take turns, in a seeded
+// order, so that each comes as often as any other.
+func plan(seed uint64, from []kind, count int) []*point {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	var points []*point
+	for len(points) < count {
+		for _, i := range rng.Perm(len(from)) {
+			if len(points) == count {
+				break
+			}
+			own := rng.Uint64()
+			if len(points) == 0 {
+				own = seed
+			}
+			points = append(points, &point{Kind: from[i].name, Seed: own, kind: from[i]})
+		}
+	}
+	return points
+}
+
+// choose returns the kinds whose names match one of the patterns, all if there is none.
+func choose(all []kind, patterns string, slowly bool) ([]kind, error) {
+	var chosen []kind
+	for _, k := range all {
+		matches := patterns == "" && (slowly || !k.slowly)
+		for pattern := range strings.SplitSeq(patterns, ",") {
+			ok, err := path.Match(pattern, k.name)
+			if err != nil {
+				return nil, fmt.Errorf("the pattern %q of kinds: %w", pattern, err)
+			}
+			matches = matches || ok
+		}
+		if matches {
+			chosen = append(chosen, k)
+		}
+	}
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("no kind is called %q; docs/reliability.md has their names", patterns)
+	}
+	return chosen, nil
+}
+
+// runner works points off on the lanes of a world.
+type runner struct {
+	world *world
+	stop  bool // at the first violation
+	log   func(format string, args ...any)
+	keep  func(l *lane, p *point, gatewayLog, apiLog string) string
+
+	mu   sync.Mutex
+	over bool
+	errs []error
+}
+
+// run works all points off: first those of a lane's own, several lanes at once, then
+// those that hit all lanes, a lane for each point.
+func (r *runner) run(ctx context.Context, points []*point) error {
+	var own, shared []*point
+	for _, p := range points {
+		if p.kind.shared {
+			shared = append(shared, p)
+		} else {
+			own = append(own, p)
+		}
+	}
+	queue := make(chan *point)
+	var lanes sync.WaitGroup
+	for i := range r.world.lanes {
+		lanes.Go(func() {
+			for p := range queue {
+				r.one(ctx, i, p)
+			}
+		})
+	}
+	for _, p := range own {
+		if r.ended() {
+			break
+		}
+		queue <- p
+	}
+	close(queue)
+	lanes.Wait()
+	for len(shared) > 0 && !r.ended() {
+		var round []*point
+		var rest []*point
+		for _, p := range shared { // of one kind
+			if p.Kind == shared[0].Kind && len(round) < len(r.world.lanes) {
+				round = append(round, p)
+			} else {
+				rest = append(rest, p)
+			}
+		}
+		shared = rest
+		r.round(ctx, round)
+	}
+	return errors.Join(r.errs...)
+}
+
+func (r *runner) ended() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
+}
+
+// fail ends the run for an error of the harness's own.
+func (r *runner) fail(p *point, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	r.errs = append(r.errs, fmt.Errorf("%s, seed %d: %w", p.Kind, p.Seed, err))
+}
+
+// one runs a point on a lane.
+func (r *runner) one(ctx context.Context, at int, p *point) {
+	if r.ended() {
+		return
+	}
+	l := r.world.lanes[at]
+	s := newScene(l, p)
+	finish := r.begin(ctx, s, p)
+	if err := p.kind.inject(ctx, s); err != nil {
+		r.fail(p, err)
+	}
+	finish(at)
+}
+
+// round runs points of a shared kind at once: the fault happens once, and each lane
+// looks what it has done to it.
+func (r *runner) round(ctx context.Context, points []*point) {
+	scenes := make([]*scene, len(points))
+	finish := make([]func(int), len(points))
+	var group sync.WaitGroup
+	for i, p := range points {
+		scenes[i] = newScene(r.world.lanes[i], p)
+		if !p.kind.probe {
+			group.Go(func() { finish[i] = r.begin(ctx, scenes[i], p) })
+		} else {
+			finish[i] = r.begin(ctx, scenes[i], p)
+		}
+		scenes[0].round = append(scenes[0].round, scenes[i].lane)
+	}
+	group.Wait()
+	if err := points[0].kind.inject(ctx, scenes[0]); err != nil {
+		r.fail(points[0], err)
+	}
+	for i := range points {
+		group.Go(func() { finish[i](i) })
+	}
+	group.Wait()
+}
+
+func newScene(l *lane, p *point) *scene {
+	p.Lane = l.name
+	return &scene{lane: l, rng: rand.New(rand.NewPCG(p.Seed, 4)), oracle: &oracle{lane: l, kind: &p.kind}}
+}
+
+// begin starts the workload of a point and waits for the moment of its fault. What it
+// returns ends the workload and lets the oracle look.
+func (r *runner) begin(ctx context.Context, s *scene, p *point) (finish func(at int)) {
+	l := s.lane
+	began, gatewayLog, apiLog := time.Now(), len(l.gateway.Log()), len(l.api.Log())
+	l.events.forget()
+	s.oracle.work = &workload{lane: l}
+	if !p.kind.probe {
+		s.work = start(ctx, l, p.Seed)
+		s.oracle.work = s.work
+		if wrong := within(ctx, requestBound, func() string {
+			if l.ledger.get(lasting) == nil {
+				return "no"
+			}
+			return ""
+		}); wrong != "" {
+			s.say(0, "the sandbox %s cannot be made within %s", lasting, requestBound)
+		}
+		s.moment(ctx)
+	}
+	return func(at int) {
+		if s.work != nil {
+			pause(ctx, s.between(200*time.Millisecond, 800*time.Millisecond))
+			s.work.end()
+		}
+		p.Violations = s.oracle.check(ctx)
+		r.figures(ctx, s, p)
+		p.Seconds = time.Since(began).Seconds()
+		r.log("%-28s %-20d %6.1f s  %d violations", p.Kind, p.Seed, p.Seconds, len(p.Violations))
+		if len(p.Violations) == 0 {
+			return
+		}
+		p.Logs = r.keep(l, p, l.gateway.Log()[gatewayLog:], l.api.Log()[apiLog:])
+		for _, v := range p.Violations {
+			r.log("violation %d: %s", v.Number, v.What)
+		}
+		r.log("  again: make chaos SEED=%d KINDS=%s COUNT=1   logs: %s", p.Seed, p.Kind, p.Logs)
+		if err := r.replace(ctx, at); err != nil {
+			r.fail(p, err)
+		}
+	}
+}
+
+// figures compares what the gateway has gathered with what it had after its first point.
+func (r *runner) figures(ctx context.Context, s *scene, p *point) {
+	l := s.lane
+	now, err := l.measure(ctx)
+	if err != nil {
+		s.say(0, "the gateway's figures cannot be read: %v", err)
+		p.Violations = s.oracle.found
+		return
+	}
+	if l.calm == nil {
+		l.calm = &now
+		return
+	}
+	if wrong := grown(*l.calm, now); wrong != "" {
+		s.say(0, "%s", wrong)
+		p.Violations = s.oracle.found
+	}
+}
+
+// replace puts a new lane in the place of one that was found broken, so that the next
+// point begins well.
+func (r *runner) replace(ctx context.Context, at int) error {
+	r.mu.Lock()
+	r.over = r.over || r.stop
+	r.mu.Unlock()
+	old := r.world.lanes[at]
+	_ = old.gateway.Signal(9) // it may have ended
+	if err := old.close(); err != nil {
+		return err
+	}
+	containers, err := r.world.engine.containers(ctx, old.installation)
+	if err != nil {
+		return err
+	}
+	for name := range containers {
+		if err := r.world.engine.remove(ctx, name); err != nil {
+			return err
+		}
+	}
+	volumes, err := r.world.engine.volumes(ctx, old.installation)
+	if err != nil {
+		return err
+	}
+	for _, name := range volumes {
+		_ = r.world.engine.removeVolume(ctx, name) // it goes with the engine at the latest
+	}
+	_ = r.world.engine.call(ctx, http.MethodDelete, "/networks/agentpod-"+old.installation, nil, nil) // the same
+	fresh, err := newLane(ctx, r.world, old.name+"x")
+	if err != nil {
+		return err
+	}
+	r.world.lanes[at] = fresh
+	return nil
+}
