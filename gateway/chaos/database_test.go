@@ -56,7 +56,10 @@ func newDatabase(ctx context.Context, folder string) (*database, error) {
 	if err := d.program(ctx, "initdb", "--pgdata", d.folder, "--username", "test", "--auth", "trust", "--encoding", "UTF8", "--locale", "C"); err != nil {
 		return nil, err
 	}
-	return d, d.up(ctx)
+	if err := d.up(ctx); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 func (d *database) address() string { return "127.0.0.1:" + d.port }

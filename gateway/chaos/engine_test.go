@@ -39,7 +39,10 @@ const (
 func newEngine(ctx context.Context, folder string) (*engine, error) {
 	e := &engine{folder: folder, socket: "/run/engine.sock"}
 	e.client = &http.Client{Transport: unixTransport(e.socket)}
-	return e, e.up(ctx)
+	if err := e.up(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // unixTransport dials a Unix socket, whatever the address.
@@ -58,7 +61,7 @@ func (e *engine) up(ctx context.Context) error {
 		return fmt.Errorf("opening the engine's log: %w", err)
 	}
 	defer log.Close()
-	_ = os.Remove("/run/docker.pid") // of an engine that was killed: another process may have its number by now
+	_ = os.Remove("/run/docker.pid")                                                 // of an engine that was killed: another process may have its number by now
 	cmd := exec.Command("dockerd", "--data-root", filepath.Join(e.folder, "docker"), //nolint:gosec,noctx // ended by stop
 		"--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "-H", e.host(), "--bridge", "none", "--userland-proxy=false",
 		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+groupOf(e.folder), "--log-level", "warn")
@@ -125,7 +128,9 @@ type engineError struct {
 }
 
 // Error implements error.
-func (e *engineError) Error() string { return fmt.Sprintf("the engine answered %d: %s", e.status, e.text) }
+func (e *engineError) Error() string {
+	return fmt.Sprintf("the engine answered %d: %s", e.status, e.text)
+}
 
 // call asks the engine itself, not the proxy of a lane. into may be nil.
 func (e *engine) call(ctx context.Context, method, path string, body io.Reader, into any) error {

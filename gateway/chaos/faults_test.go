@@ -126,7 +126,9 @@ func engineCallTo(name string) func(*http.Request) bool {
 }
 
 // changes matches every call to the engine that changes something.
-func changes(r *http.Request) bool { return r.Method == http.MethodPost || r.Method == http.MethodDelete }
+func changes(r *http.Request) bool {
+	return r.Method == http.MethodPost || r.Method == http.MethodDelete
+}
 
 // kinds is the table of all faults. docs/reliability.md has it in words.
 func kinds() []kind {

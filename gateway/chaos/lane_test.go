@@ -103,7 +103,10 @@ func newLane(ctx context.Context, w *world, name string) (_ *lane, err error) {
 		return nil, err
 	}
 	receiver.set(l.apiAddr)
-	return l, l.signIn(ctx)
+	if err := l.signIn(ctx); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 func (l *lane) apiDir() string { return filepath.Join(l.dir, "api") }

@@ -94,7 +94,7 @@ func outside() (code int, err error) {
 
 // prepare builds the programs under test, the S3 server, and the image.
 func prepare(folder, base string) error {
-	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // Postgres runs as another user
+	if err := os.Chmod(folder, 0o755); err != nil { // Postgres runs as another user
 		return fmt.Errorf("opening the run's folder: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), buildTime)
@@ -210,7 +210,7 @@ func reap() (int, error) {
 	if err := os.Setenv(stageEnv, stageTests); err != nil {
 		return 1, fmt.Errorf("naming the next stage: %w", err)
 	}
-	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2, 3}})
+	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2, 3}}) //nolint:gosec // itself
 	if err != nil {
 		return 1, fmt.Errorf("starting the tests: %w", err)
 	}
@@ -253,7 +253,7 @@ func removeGroups(name string) error {
 		if err != nil {
 			return fmt.Errorf("looking for control groups: %w", err)
 		}
-		roots = append(roots, filepath.Join("/sys/fs/cgroup", name))
+		roots = append(roots, "/sys/fs/cgroup/"+name)
 		var left error
 		for _, root := range roots {
 			left = errors.Join(left, removeGroup(root))
@@ -310,7 +310,7 @@ func removeStale() {
 func loadImage(ctx context.Context, host string) error {
 	images := os.NewFile(3, "image")
 	defer images.Close()
-	cmd := exec.CommandContext(ctx, "docker", "-H", host, "load", "-q")
+	cmd := exec.CommandContext(ctx, "docker", "-H", host, "load", "-q") //nolint:gosec // the run's own engine
 	cmd.Stdin = io.Reader(images)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("loading the image: %w: %s", err, out)

@@ -413,7 +413,9 @@ func taskDeleted(ctx context.Context, s *scene) error {
 		},
 		mode: pass, times: 1, before: func() {
 			defer close(deleted)
-			var list struct{ Sandboxes []struct{ SandboxID, UserID string } }
+			var list struct {
+				Sandboxes []struct{ SandboxID, UserID string }
+			}
 			if s.lane.call(ctx, http.MethodGet, "/sandboxes?limit=100", nil).into(&list) != nil {
 				return
 			}

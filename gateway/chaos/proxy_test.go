@@ -37,9 +37,9 @@ type rule struct {
 	times  int // how often; 0 for as long as the rule stands
 	status int // of fail
 	body   string
-	delay  time.Duration // of slow
-	before func()        // called before the request goes on, however it fails
-	after  func()        // called when the other side has done it, of lose and hang
+	delay  time.Duration       // of slow
+	before func()              // called before the request goes on, however it fails
+	after  func()              // called when the other side has done it, of lose and hang
 	change func([]byte) []byte // of alter: what becomes of the request's body
 }
 
@@ -157,7 +157,8 @@ func (p *proxy) rule(r *http.Request) *rule {
 			continue
 		}
 		if rule.times > 0 {
-			if rule.times--; rule.times == 0 {
+			rule.times--
+			if rule.times == 0 {
 				p.rules = append(p.rules[:i:i], p.rules[i+1:]...)
 			}
 		}
@@ -195,7 +196,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r.Body = io.NopCloser(&halved{r.Body, max(r.ContentLength/2, 1)})
 		p.carry(w, r)
 	case halfBack:
-		recorded := &discarded{header: http.Header{}}
+		recorded := &discarded{header: w.Header()}
 		p.next.ServeHTTP(recorded, r)
 		w.Header().Set("Content-Length", strconv.Itoa(recorded.body.Len()+1))
 		w.WriteHeader(max(recorded.status, http.StatusOK))

@@ -95,14 +95,14 @@ func (r *report) write(folder string, to io.Writer) error {
 		}
 	}
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "commit %s, seed %d, %s\n", r.Commit, r.Seed, (time.Duration(r.Seconds) * time.Second).String())
-	fmt.Fprintf(table, "kind\tpoints\tviolated\tby number\tseconds each\n")
+	_, _ = fmt.Fprintf(table, "commit %s, seed %d, %s\n", r.Commit, r.Seed, time.Duration(r.Seconds)*time.Second)
+	_, _ = fmt.Fprintf(table, "kind\tpoints\tviolated\tby number\tseconds each\n")
 	line := func(name string, one *row) {
 		var numbers []string
 		for _, n := range slices.SortedFunc(maps.Keys(one.numbers), cmp.Compare[int]) {
 			numbers = append(numbers, fmt.Sprintf("%d: %d", n, one.numbers[n]))
 		}
-		fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%.1f\n", name, one.points, one.bad, strings.Join(numbers, ", "), one.seconds/float64(max(one.points, 1)))
+		_, _ = fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%.1f\n", name, one.points, one.bad, strings.Join(numbers, ", "), one.seconds/float64(max(one.points, 1)))
 	}
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		line(name, rows[name])
