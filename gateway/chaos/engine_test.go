@@ -140,6 +140,9 @@ func (e *engine) call(ctx context.Context, method, path string, body io.Reader, 
 	if err != nil {
 		return fmt.Errorf("asking the engine: %w", err)
 	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	resp, err := e.client.Do(req)
 	if err != nil {
 		return fmt.Errorf("asking the engine: %w", err)

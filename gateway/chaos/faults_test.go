@@ -36,6 +36,8 @@ type kind struct {
 	probe bool
 	// slowly: it takes longer than a minute, so `make test` leaves it out.
 	slowly bool
+	// hurry: it loses something on purpose, for good, so the oracle need not wait.
+	hurry bool
 	// inject makes it happen and returns when it is healed. An error is the harness's own.
 	inject func(ctx context.Context, s *scene) error
 }
@@ -145,7 +147,7 @@ func kinds() []kind {
 		{name: "engine-stopped", does: "SIGSTOP to the engine", heals: "SIGCONT after 1 to 5 s", shared: true, inject: freezeEngine},
 		{name: "engine-says-500", does: "the engine answers every change with 500", heals: "after 1 to 4 s", inject: engineFails},
 		{name: "engine-cut", does: "every connection to the engine is cut", heals: "after 1 to 4 s", inject: borderFails(engineBorder, refuse, 1, 4)},
-		{name: "engine-silent", does: "the engine says nothing", heals: "after 1 to 4 s", inject: borderFails(engineBorder, silence, 1, 4)},
+		{name: "engine-silent", does: "the engine says nothing", heals: "after 1 to 4 s", slowly: true, inject: borderFails(engineBorder, silence, 1, 4)},
 
 		{name: "container-killed", does: "docker kill of a sandbox", heals: "by itself", interrupts: true, inject: killContainer},
 		{name: "container-removed", does: "docker rm -f of a sandbox; its volume stays", heals: "by itself", interrupts: true, inject: removeContainer},
@@ -182,12 +184,13 @@ func kinds() []kind {
 		{name: "receiver-clock-off", does: "webhooks are ten minutes old when they come, as from a clock that is off", heals: "after 1 to 4 s", number: 9, inject: clockOff},
 	}
 	for _, call := range []string{"create", "start", "stop", "pause", "unpause", "rename", "remove", "volume-create", "volume-remove"} {
-		for name, mode := range map[string]mode{"lost": lose, "hung": hang} {
-			all = append(all, kind{
-				name: "engine-" + call + "-" + name, does: "the engine does a " + call + ", and its answer is " + name, heals: "it happens once",
-				inject: engineReply(call, mode),
-			})
-		}
+		all = append(all, kind{
+			name: "engine-" + call + "-lost", does: "the engine does a " + call + ", and the connection is cut before its answer", heals: "it happens once",
+			inject: engineReply(call, lose),
+		}, kind{
+			name: "engine-" + call + "-hung", does: "the engine does a " + call + ", and its answer never comes", heals: "it happens once",
+			slowly: true, inject: engineReply(call, hang),
+		})
 	}
 	return append(all, probes()...)
 }

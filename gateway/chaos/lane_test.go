@@ -48,7 +48,8 @@ type lane struct {
 	ledger *ledger
 	events *events
 	slow   *slowness
-	calm   *figures // of the gateway, after the first point
+	calm   *figures  // of the gateway, after the first point
+	stored time.Time // when the store last began to work again
 }
 
 const (

@@ -28,8 +28,8 @@ type account struct {
 	files    map[string]*versions
 	commands map[string]bool // what a command was to write: whether it was acknowledged
 	turns    []turn
-	// unstored is when the first write was acknowledged that no snapshot is known to have.
-	unstored time.Time
+	// unstored are when the writes were acknowledged that no snapshot is known to have.
+	unstored []time.Time
 }
 
 // versions are what a file may hold.
@@ -128,9 +128,7 @@ func (a *account) wrote(name string, content []byte, acknowledged bool) {
 		return
 	}
 	*v = versions{acknowledged: hash(content)}
-	if a.unstored.IsZero() {
-		a.unstored = time.Now()
-	}
+	a.unstored = append(a.unstored, time.Now())
 }
 
 // synced notes a sync that was acknowledged.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/agentpod/agentpod/shared/sandbox"
 )
 
 // violation is a promise that was not kept. Number is that of the fault in the list of
@@ -61,13 +63,21 @@ func (o *oracle) check(ctx context.Context) []violation {
 	return o.found
 }
 
+// bound is how long the oracle waits for something.
+func (o *oracle) bound(limit time.Duration) time.Duration {
+	if o.kind.hurry {
+		return hurriedBound
+	}
+	return limit
+}
+
 // finishDeletes asks again for each delete that was not acknowledged, as a caller would.
 func (o *oracle) finishDeletes(ctx context.Context) {
 	for _, a := range o.lane.ledger.all() {
 		if !a.deleting {
 			continue
 		}
-		got := o.lane.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+a.id, nil)
+		got := o.lane.retry(ctx, o.bound(requestBound), http.MethodDelete, "/sandbox/"+a.id, nil)
 		if !got.ok() {
 			o.say(0, "the sandbox %s cannot be deleted: %s", a.id, got)
 			continue
@@ -80,7 +90,7 @@ func (o *oracle) finishDeletes(ctx context.Context) {
 // nothing that was not asked for.
 func (o *oracle) account(ctx context.Context, a *account) {
 	const list = `cd /home/user/workspace && find . -type f -name 'f-*' -exec sha256sum {} + && echo -- && cat lines 2>/dev/null || true`
-	got := o.lane.retry(ctx, requestBound, http.MethodPost, "/sandbox/"+a.id+"/exec", object{"command": []string{"sh", "-c", list}})
+	got := o.lane.retry(ctx, o.bound(requestBound), http.MethodPost, "/sandbox/"+a.id+"/exec", object{"command": []string{"sh", "-c", list}})
 	var done struct{ Stdout string }
 	if err := got.into(&done); err != nil {
 		o.say(3, "the sandbox %s cannot be used any more: %v", a.id, err)
@@ -91,7 +101,27 @@ func (o *oracle) account(ctx context.Context, a *account) {
 	o.commands(a, lines)
 	o.mirror(a)
 	o.sessions(ctx, a)
+	o.stored(ctx, a)
 	o.usable(ctx, a)
+}
+
+// stored checks that what was written long ago is in a snapshot by now, whoever looked
+// at it meanwhile. A time in which the store did not work does not count.
+func (o *oracle) stored(ctx context.Context, a *account) {
+	if len(a.unstored) == 0 || time.Since(a.unstored[0]) < leftoversBound || time.Since(o.lane.stored) < leftoversBound {
+		return
+	}
+	var list sandbox.SnapshotsResponse
+	if err := o.lane.retry(ctx, o.bound(requestBound), http.MethodGet, "/sandbox/"+a.id+"/snapshots", nil).into(&list); err != nil {
+		o.say(0, "the snapshots of %s cannot be listed: %v", a.id, err)
+		return
+	}
+	for _, snap := range list.Snapshots {
+		a.unstored = slices.DeleteFunc(a.unstored, func(written time.Time) bool { return written.Before(snap.CreatedAt.Time) })
+	}
+	if len(a.unstored) > 0 && time.Since(a.unstored[0]) > leftoversBound {
+		o.say(1, "what was written to %s %s ago is in none of its snapshots", a.id, time.Since(a.unstored[0]).Round(time.Second))
+	}
 }
 
 func (o *oracle) files(a *account, listing string) {
@@ -171,7 +201,7 @@ func (o *oracle) sessions(ctx context.Context, a *account) {
 			o.say(0, "a message of the sandbox %s was answered %q: %s", a.id, t.reply, t.text)
 		}
 		if _, ok := history[t.session]; !ok {
-			got := o.lane.retry(ctx, requestBound, http.MethodGet, "/sandbox/"+a.id+"/opencode/session/"+t.session+"/message", nil)
+			got := o.lane.retry(ctx, o.bound(requestBound), http.MethodGet, "/sandbox/"+a.id+"/opencode/session/"+t.session+"/message", nil)
 			if !got.ok() {
 				o.say(6, "the session %s of the sandbox %s, which was acknowledged, cannot be read: %s", t.session, a.id, got)
 			}
@@ -187,13 +217,13 @@ func (o *oracle) sessions(ctx context.Context, a *account) {
 func (o *oracle) usable(ctx context.Context, a *account) {
 	content := []byte("written after " + o.kind.name)
 	name := o.lane.id("f-after")
-	got := o.lane.retry(ctx, requestBound, http.MethodPut, "/sandbox/"+a.id+"/files/workspace/"+name, content)
+	got := o.lane.retry(ctx, o.bound(requestBound), http.MethodPut, "/sandbox/"+a.id+"/files/workspace/"+name, content)
 	if !got.ok() {
 		o.say(3, "the sandbox %s takes no file any more: %s", a.id, got)
 		return
 	}
 	a.wrote(name, content, true)
-	got = o.lane.retry(ctx, requestBound, http.MethodPost, "/sandbox/"+a.id+"/message", object{"message": "say still here"})
+	got = o.lane.retry(ctx, o.bound(requestBound), http.MethodPost, "/sandbox/"+a.id+"/message", object{"message": "say still here"})
 	var done struct{ Response string }
 	if err := got.into(&done); err != nil || done.Response != "still here" {
 		o.say(3, "the sandbox %s answers no message any more: %s", a.id, got)
@@ -286,7 +316,7 @@ func (o *oracle) mayFail(code, text string) bool {
 // noOthers checks that nothing that was deleted is there.
 func (o *oracle) noOthers(ctx context.Context) {
 	var list struct{ Sandboxes []struct{ SandboxID string } }
-	if err := o.lane.retry(ctx, requestBound, http.MethodGet, "/sandboxes?limit=100&userId=user_1", nil).into(&list); err != nil {
+	if err := o.lane.retry(ctx, o.bound(requestBound), http.MethodGet, "/sandboxes?limit=100&userId=user_1", nil).into(&list); err != nil {
 		o.say(0, "the sandboxes cannot be listed: %v", err)
 		return
 	}
@@ -295,7 +325,7 @@ func (o *oracle) noOthers(ctx context.Context) {
 			continue
 		}
 		// A create whose answer was lost: its caller deletes what came of it.
-		if got := o.lane.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+s.SandboxID, nil); !got.ok() {
+		if got := o.lane.retry(ctx, o.bound(requestBound), http.MethodDelete, "/sandbox/"+s.SandboxID, nil); !got.ok() {
 			o.say(0, "the sandbox %s, whose create was not acknowledged, cannot be deleted: %s", s.SandboxID, got)
 		}
 	}
@@ -308,7 +338,7 @@ func (o *oracle) noOthers(ctx context.Context) {
 
 // states checks that what the gateway says of each sandbox is what the engine says.
 func (o *oracle) states(ctx context.Context) {
-	wrong := within(ctx, stateBound, func() string {
+	wrong := within(ctx, o.bound(stateBound), func() string {
 		containers, err := o.lane.world.engine.containers(ctx, o.lane.installation)
 		if err != nil {
 			return err.Error()
@@ -333,7 +363,7 @@ func (o *oracle) states(ctx context.Context) {
 // leftovers checks that nothing is left of what was deleted: containers, volumes,
 // objects.
 func (o *oracle) leftovers(ctx context.Context) {
-	wrong := within(ctx, leftoversBound, func() string { return o.leftover(ctx) })
+	wrong := within(ctx, o.bound(leftoversBound), func() string { return o.leftover(ctx) })
 	if wrong != "" {
 		o.say(2, "%s is left %s after its DELETE", wrong, leftoversBound)
 	}
@@ -423,7 +453,7 @@ func holdsFiles(root string) bool {
 // webhooks checks that what was acknowledged was told, and in order.
 func (o *oracle) webhooks(ctx context.Context) {
 	if !o.kind.forgets { // what was not told yet is in memory only
-		wrong := within(ctx, leftoversBound, func() string {
+		wrong := within(ctx, o.bound(leftoversBound), func() string {
 			for _, a := range o.work.acknowledged() {
 				if !o.lane.events.has(a.event, a.id, a.since) && !o.superseded(a) {
 					return fmt.Sprintf("%s of %s", a.event, a.id)

@@ -202,6 +202,9 @@ func (r *runner) begin(ctx context.Context, s *scene, p *point) (finish func(at 
 		s.moment(ctx)
 	}
 	return func(at int) {
+		if strings.HasPrefix(p.Kind, "store-") || strings.HasSuffix(p.Kind, "-outage") {
+			l.stored = time.Now()
+		}
 		if s.work != nil {
 			pause(ctx, s.between(200*time.Millisecond, 800*time.Millisecond))
 			s.work.end()
