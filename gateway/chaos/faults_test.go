@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +35,8 @@ type kind struct {
 	forgets bool
 	// probe: it brings its own work along, and begins at once.
 	probe bool
+	// genuine: it needs the real OpenCode, which asks a model.
+	genuine bool
 	// slowly: it takes longer than a minute, so `make test` leaves it out.
 	slowly bool
 	// hurry: it loses something on purpose, for good, so the oracle need not wait.
@@ -48,6 +51,8 @@ type scene struct {
 	rng    *rand.Rand
 	work   *workload // nil in a probe
 	oracle *oracle
+	// missed: the fault found nothing to hit, such as a sandbox that was asleep.
+	missed bool
 	// round are the lanes of a shared fault; lane is the first of them.
 	round []*lane
 }
@@ -182,6 +187,12 @@ func kinds() []kind {
 		{name: "receiver-slow", does: "webhooks take 0.4 s longer", heals: "after 2 to 6 s", inject: borderFails(receiverBorder, slow, 2, 6)},
 		{name: "receiver-reply-lost", does: "the API takes webhooks, and its answers are lost", heals: "after 0.5 to 2 s", inject: borderFails(receiverBorder, lose, 0.5, 2)},
 		{name: "receiver-clock-off", does: "webhooks are ten minutes old when they come, as from a clock that is off", heals: "after 1 to 4 s", number: 9, inject: clockOff},
+
+		{name: "model-refuses", does: "the model's connections are cut", heals: "after 1 to 4 s", genuine: true, inject: borderFails(modelBorder, refuse, 1, 4)},
+		{name: "model-silent", does: "the model says nothing", heals: "after 1 to 4 s", genuine: true, interrupts: true, inject: borderFails(modelBorder, silence, 1, 4)},
+		{name: "model-slow", does: "the model takes 0.4 s longer", heals: "after 2 to 6 s", genuine: true, inject: borderFails(modelBorder, slow, 2, 6)},
+		{name: "model-cut", does: "the model's answers break in the middle", heals: "after 1 to 3 s", genuine: true, inject: borderFails(modelBorder, halfBack, 1, 3)},
+		{name: "model-says-500", does: "the model answers 500", heals: "after 1 to 4 s", genuine: true, inject: modelFails},
 	}
 	for _, call := range []string{"create", "start", "stop", "pause", "unpause", "rename", "remove", "volume-create", "volume-remove"} {
 		all = append(all, kind{
@@ -250,6 +261,14 @@ func engineBorder(l *lane) *proxy   { return l.engine }
 func storeBorder(l *lane) *proxy    { return l.store }
 func frontBorder(l *lane) *proxy    { return l.front }
 func receiverBorder(l *lane) *proxy { return l.receiver }
+func modelBorder(l *lane) *proxy    { return l.llm }
+
+func modelFails(ctx context.Context, s *scene) error {
+	heal := s.lane.llm.add(rule{mode: fail, status: http.StatusInternalServerError, body: `{"error":{"message":"overloaded"}}`})
+	pause(ctx, s.between(time.Second, 4*time.Second))
+	heal()
+	return nil
+}
 
 // slowBy is how much longer a slow border takes.
 const slowBy = 400 * time.Millisecond
@@ -378,22 +397,44 @@ func databaseSilent(ctx context.Context, s *scene) error {
 	return nil
 }
 
+// awake tries something on the lasting sandbox's container until it succeeds, and wakes
+// the sandbox between two tries: its actor puts it to sleep as it likes.
+func (s *scene) awake(ctx context.Context, try func(container string) error) {
+	for range 20 {
+		if try(s.lane.container(lasting)) == nil {
+			return
+		}
+		s.lane.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/wake", nil)
+	}
+	s.missed = true
+}
+
 func killContainer(ctx context.Context, s *scene) error {
-	_ = s.engine().call(ctx, http.MethodPost, "/containers/"+s.lane.container(lasting)+"/kill", nil, nil) // it may be asleep
+	s.awake(ctx, func(name string) error {
+		return s.engine().call(ctx, http.MethodPost, "/containers/"+name+"/kill", nil, nil)
+	})
 	return nil
 }
 
 func removeContainer(ctx context.Context, s *scene) error {
-	_ = s.engine().remove(ctx, s.lane.container(lasting)) // the gateway may be at it
+	s.awake(ctx, func(name string) error {
+		if _, err := s.engine().sandboxd(ctx, name); err != nil {
+			return err
+		}
+		return s.engine().remove(ctx, name)
+	})
 	return nil
 }
 
 func pauseContainer(ctx context.Context, s *scene) error {
-	name := s.lane.container(lasting)
-	if s.engine().call(ctx, http.MethodPost, "/containers/"+name+"/pause", nil, nil) == nil {
+	s.awake(ctx, func(name string) error {
+		if err := s.engine().call(ctx, http.MethodPost, "/containers/"+name+"/pause", nil, nil); err != nil {
+			return err
+		}
 		pause(ctx, s.between(500*time.Millisecond, 3*time.Second))
 		_ = s.engine().call(ctx, http.MethodPost, "/containers/"+name+"/unpause", nil, nil) // the gateway may have done it
-	}
+		return nil
+	})
 	return nil
 }
 
@@ -430,23 +471,32 @@ func (s *scene) loseDisk(ctx context.Context, id string) error {
 }
 
 func signalSandboxd(ctx context.Context, s *scene) error {
-	if pid, err := s.engine().sandboxd(ctx, s.lane.container(lasting)); err == nil { // else it is asleep
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
+	s.awake(ctx, func(name string) error {
+		pid, err := s.engine().sandboxd(ctx, name)
+		if err != nil {
+			return err
+		}
+		return syscall.Kill(pid, syscall.SIGKILL)
+	})
 	return nil
 }
 
 func signalOpenCode(sig syscall.Signal, least, most int) func(context.Context, *scene) error {
 	return func(ctx context.Context, s *scene) error {
-		pid, err := s.engine().openCode(ctx, s.lane.container(lasting))
-		if err != nil {
-			return nil //nolint:nilerr // it is asleep
-		}
-		_ = syscall.Kill(pid, sig) // it may have ended
-		if sig == syscall.SIGSTOP {
-			pause(ctx, s.between(time.Duration(least)*time.Second, time.Duration(most)*time.Second))
-			_ = syscall.Kill(pid, syscall.SIGCONT)
-		}
+		s.awake(ctx, func(name string) error {
+			pid, err := s.engine().openCode(ctx, name)
+			if err != nil {
+				return err
+			}
+			if err := syscall.Kill(pid, sig); err != nil {
+				return err
+			}
+			if sig == syscall.SIGSTOP {
+				pause(ctx, s.between(time.Duration(least)*time.Second, time.Duration(most)*time.Second))
+				_ = syscall.Kill(pid, syscall.SIGCONT) // it may have ended
+			}
+			return nil
+		})
 		return nil
 	}
 }
@@ -467,8 +517,12 @@ func engineReply(call string, how mode) func(context.Context, *scene) error {
 		case "create", "volume-create":
 			hibernate("archived")
 		}
-		heal := l.engine.add(rule{match: engineCallTo(call), mode: how, times: 1})
-		defer heal()
+		var hit atomic.Bool
+		heal := l.engine.add(rule{match: engineCallTo(call), mode: how, times: 1, before: func() { hit.Store(true) }})
+		defer func() {
+			heal()
+			s.missed = !hit.Load()
+		}()
 		switch call {
 		case "unpause", "start", "create", "volume-create":
 			wake()
@@ -479,10 +533,16 @@ func engineReply(call string, how mode) func(context.Context, *scene) error {
 		case "remove", "volume-remove":
 			hibernate("archived")
 		case "rename": // of a member of the pool
-			id := l.id("extra")
-			l.call(ctx, http.MethodPost, "/sandbox", object{"id": id, "userId": "user_1"})
-			if got := l.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+id, nil); !got.ok() {
-				s.say(0, "the sandbox %s cannot be deleted: %s", id, got)
+			for range 3 {
+				id := l.id("extra")
+				l.call(ctx, http.MethodPost, "/sandbox", object{"id": id, "userId": "user_1"})
+				if got := l.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+id, nil); !got.ok() {
+					s.say(0, "the sandbox %s cannot be deleted: %s", id, got)
+				}
+				if hit.Load() {
+					break
+				}
+				pause(ctx, 3*time.Second) // a member is booted when nothing else is
 			}
 		}
 		return nil

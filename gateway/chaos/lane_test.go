@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/agentpod/agentpod/shared/processtest"
 	"github.com/agentpod/agentpod/shared/sandbox"
+	"github.com/agentpod/agentpod/shared/scriptedmodel"
 )
 
 type object = map[string]any
@@ -32,6 +34,9 @@ type lane struct {
 	ids   int // the last number in a name of the lane's
 
 	gateway, api processtest.Process
+	image        string
+	config       string // what every sandbox has
+	memory       string
 	gatewayAddr  string
 	apiAddr      string
 	token        string
@@ -40,10 +45,12 @@ type lane struct {
 
 	engine   *proxy // gateway → engine
 	store    *proxy // gateway → S3 server
+	llm      *proxy // OpenCode → scripted model, if it is the real one
 	receiver *proxy // gateway → API's webhooks
 	front    *proxy // API → gateway
 	sql      *wire  // API → Postgres
 
+	model  *scriptedmodel.Server // nil with the stand-in
 	client *http.Client
 	ledger *ledger
 	events *events
@@ -62,9 +69,11 @@ const (
 	drainTime = 5 * time.Second
 )
 
-func newLane(ctx context.Context, w *world, name string) (_ *lane, err error) {
+// newLane starts a lane, with the real OpenCode or its stand-in.
+func newLane(ctx context.Context, w *world, name string, genuine bool) (_ *lane, err error) {
 	l := &lane{
-		world: w, name: name, dir: filepath.Join(w.folder, name), gatewayAddr: "127.0.0.1:0", apiAddr: "127.0.0.1:0",
+		world: w, name: name, dir: filepath.Join(w.folder, name), gatewayAddr: loopback, apiAddr: loopback,
+		image: tagOf(w.folder), config: "{}", memory: "256MiB",
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16, DisableCompression: true}},
 		ledger: newLedger(), events: &events{}, slow: &slowness{},
 	}
@@ -76,7 +85,7 @@ func newLane(ctx context.Context, w *world, name string) (_ *lane, err error) {
 	if l.engine, err = newProxy("/run/engine-"+name+".sock", w.engine.socket, false); err != nil {
 		return nil, err
 	}
-	if l.store, err = newProxy("", w.s3.Address, true); err != nil {
+	if l.store, err = newProxy(loopback, w.s3.Address, true); err != nil {
 		return nil, err
 	}
 	if l.sql, err = newWire(w.database.address()); err != nil {
@@ -87,15 +96,20 @@ func newLane(ctx context.Context, w *world, name string) (_ *lane, err error) {
 	}
 	// The receiver's target is known when the API runs, which needs the gateway.
 	front, receiver := &lateTarget{}, &lateTarget{}
-	if l.receiver, err = newProxy("", receiver.listen(), false); err != nil {
+	if l.receiver, err = newProxy(loopback, receiver.listen(), false); err != nil {
 		return nil, err
 	}
-	if l.front, err = newProxy("", front.listen(), false); err != nil {
+	if l.front, err = newProxy(loopback, front.listen(), false); err != nil {
 		return nil, err
 	}
 	l.receiver.transport.DialContext = receiver.dial
 	l.front.transport.DialContext = front.dial
 	l.receiver.observe = l.events.take
+	if genuine {
+		if err := l.useModel(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.startGateway(); err != nil {
 		return nil, err
 	}
@@ -121,18 +135,29 @@ func (l *lane) id(kind string) string {
 	return kind + strconv.Itoa(l.ids)
 }
 
-func (l *lane) startGateway(more ...string) error {
-	w := l.world
-	err := l.gateway.Start(append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + l.dir, "AGENTPOD_TEST_RUN=" + os.Getenv("AGENTPOD_TEST_RUN"),
-		"DOCKER_HOST=unix://" + l.engine.address, "GATEWAY_ADDR=" + l.gatewayAddr, "DATA_DIR=" + l.dir, "SANDBOX_IMAGE=" + w.image,
-		"S3_ENDPOINT=" + l.store.url(), "S3_BUCKET=" + w.s3.Bucket, "S3_REGION=us-east-1", "S3_PREFIX=" + l.prefix(),
-		"S3_ACCESS_KEY_ID=" + w.s3.AccessKey, "S3_SECRET_ACCESS_KEY=" + w.s3.SecretKey, "SEALING_KEY=" + strings.Repeat("5c", 32),
-		"AGENTPOD_API_URL=" + l.receiver.url(), "AGENTPOD_API_TOKEN=" + webhookToken,
-		"POOL_SIZE=1", "SANDBOX_MEMORY=256MiB", "MAX_RUNNING=30", "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=" + drainTime.String(),
-		"HOLD_TIMEOUT=60s", "GUEST_TIMEOUT=20s", "BOOT_TIMEOUT=40s", "MESSAGE_TIMEOUT=3m", // a request has 80 s in all; turns have their own
-	}, more...), filepath.Join(w.folder, "gateway"), "serve")
+// useModel has the lane's sandboxes be of the real image, with a scripted model.
+func (l *lane) useModel(ctx context.Context) error {
+	l.image, l.memory = os.Getenv(imageEnv), "2GiB"
+	cmd := exec.CommandContext(ctx, filepath.Join(l.world.folder, "gateway"), "network") //nolint:gosec // the program under test
+	cmd.Env = l.gatewayEnv()
+	host, err := cmd.Output()
 	if err != nil {
+		return fmt.Errorf("making the sandboxes' network: %w", err)
+	}
+	l.model = scriptedmodel.New(scriptedmodel.Options{})
+	if err := l.model.Start(context.WithoutCancel(ctx), loopback); err != nil {
+		return err
+	}
+	behind := strings.TrimSuffix(strings.TrimPrefix(l.model.URL(), "http://"), "/v1")
+	if l.llm, err = newProxy(strings.TrimSpace(string(host))+":0", behind, false); err != nil {
+		return err
+	}
+	l.config = strings.ReplaceAll(string(l.model.Config()), behind, l.llm.address)
+	return nil
+}
+
+func (l *lane) startGateway() error {
+	if err := l.gateway.Start(l.gatewayEnv(), filepath.Join(l.world.folder, "gateway"), "serve"); err != nil {
 		return fmt.Errorf("starting the gateway: %w", err)
 	}
 	l.gatewayAddr = l.gateway.Addr
@@ -144,6 +169,19 @@ func (l *lane) startGateway(more ...string) error {
 		*to = strings.TrimSpace(string(raw))
 	}
 	return nil
+}
+
+func (l *lane) gatewayEnv() []string {
+	w := l.world
+	return []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + l.dir, "AGENTPOD_TEST_RUN=" + os.Getenv("AGENTPOD_TEST_RUN"),
+		"DOCKER_HOST=unix://" + l.engine.address, "GATEWAY_ADDR=" + l.gatewayAddr, "DATA_DIR=" + l.dir, "SANDBOX_IMAGE=" + l.image,
+		"S3_ENDPOINT=" + l.store.url(), "S3_BUCKET=" + w.s3.Bucket, "S3_REGION=us-east-1", "S3_PREFIX=" + l.prefix(),
+		"S3_ACCESS_KEY_ID=" + w.s3.AccessKey, "S3_SECRET_ACCESS_KEY=" + w.s3.SecretKey, "SEALING_KEY=" + strings.Repeat("5c", 32),
+		"AGENTPOD_API_URL=" + l.receiver.url(), "AGENTPOD_API_TOKEN=" + webhookToken,
+		"POOL_SIZE=1", "SANDBOX_MEMORY=" + l.memory, "DEFAULT_CONFIG=" + l.config, "MAX_RUNNING=30", "LOG_LEVEL=debug", "LOG_FORMAT=json", "DRAIN_TIMEOUT=" + drainTime.String(),
+		"HOLD_TIMEOUT=60s", "GUEST_TIMEOUT=20s", "BOOT_TIMEOUT=40s", "MESSAGE_TIMEOUT=3m", // a request has 80 s in all; turns have their own
+	}
 }
 
 func (l *lane) startAPI() error {
@@ -178,6 +216,10 @@ func (l *lane) close() error {
 	err := errors.Join(l.api.Stop(syscall.SIGKILL), l.gateway.Stop(syscall.SIGTERM))
 	for _, p := range []*proxy{l.engine, l.store, l.receiver, l.front} {
 		p.close()
+	}
+	if l.model != nil {
+		l.llm.close()
+		err = errors.Join(err, l.model.Close())
 	}
 	l.sql.close()
 	return err

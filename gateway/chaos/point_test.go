@@ -15,19 +15,30 @@ import (
 // point is one fault to inject, and what came of it.
 type point struct {
 	Kind       string      `json:"kind"`
+	Genuine    bool        `json:"realOpenCode,omitempty"`
 	Seed       uint64      `json:"seed"`
 	Lane       string      `json:"lane"`
 	Seconds    float64     `json:"seconds"`
+	Missed     bool        `json:"missed,omitempty"` // the fault found nothing to hit
 	Violations []violation `json:"violations,omitempty"`
 	Logs       string      `json:"logs,omitempty"`
 
 	kind kind
 }
 
+// again is how to run one point by itself.
+func (p *point) again() string {
+	which := "COUNT=1 REAL=0"
+	if p.Genuine {
+		which = "COUNT=0 REAL=1"
+	}
+	return fmt.Sprintf("make chaos SEED=%d KINDS=%s %s", p.Seed, p.Kind, which)
+}
+
 // plan draws the points of a run. One in the first place has the run's own seed, so
 // that one point can be run again by its seed and kind. Kinds take turns, in a seeded
 // order, so that each comes as often as any other.
-func plan(seed uint64, from []kind, count int) []*point {
+func plan(seed uint64, from []kind, count int, genuine bool) []*point {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	var points []*point
 	for len(points) < count {
@@ -39,16 +50,19 @@ func plan(seed uint64, from []kind, count int) []*point {
 			if len(points) == 0 {
 				own = seed
 			}
-			points = append(points, &point{Kind: from[i].name, Seed: own, kind: from[i]})
+			points = append(points, &point{Kind: from[i].name, Genuine: genuine, Seed: own, kind: from[i]})
 		}
 	}
 	return points
 }
 
 // choose returns the kinds whose names match one of the patterns, all if there is none.
-func choose(all []kind, patterns string, slowly bool) ([]kind, error) {
+func choose(all []kind, patterns string, slowly, genuine bool) ([]kind, error) {
 	var chosen []kind
 	for _, k := range all {
+		if k.genuine && !genuine || k.probe && genuine {
+			continue
+		}
 		matches := patterns == "" && (slowly || !k.slowly)
 		for pattern := range strings.SplitSeq(patterns, ",") {
 			ok, err := path.Match(pattern, k.name)
@@ -211,7 +225,7 @@ func (r *runner) begin(ctx context.Context, s *scene, p *point) (finish func(at 
 		}
 		p.Violations = s.oracle.check(ctx)
 		r.figures(ctx, s, p)
-		p.Seconds = time.Since(began).Seconds()
+		p.Seconds, p.Missed = time.Since(began).Seconds(), s.missed
 		r.log("%-28s %-20d %6.1f s  %d violations", p.Kind, p.Seed, p.Seconds, len(p.Violations))
 		if len(p.Violations) == 0 {
 			return
@@ -220,7 +234,7 @@ func (r *runner) begin(ctx context.Context, s *scene, p *point) (finish func(at 
 		for _, v := range p.Violations {
 			r.log("violation %d: %s", v.Number, v.What)
 		}
-		r.log("  again: make chaos SEED=%d KINDS=%s COUNT=1   logs: %s", p.Seed, p.Kind, p.Logs)
+		r.log("  again: %s   logs: %s", p.again(), p.Logs)
 		if err := r.replace(ctx, at); err != nil {
 			r.fail(p, err)
 		}
@@ -254,30 +268,36 @@ func (r *runner) replace(ctx context.Context, at int) error {
 	r.mu.Unlock()
 	old := r.world.lanes[at]
 	_ = old.gateway.Signal(9) // it may have ended
-	if err := old.close(); err != nil {
+	if err := errors.Join(old.close(), old.clear(ctx)); err != nil {
 		return err
 	}
-	containers, err := r.world.engine.containers(ctx, old.installation)
-	if err != nil {
-		return err
-	}
-	for name := range containers {
-		if err := r.world.engine.remove(ctx, name); err != nil {
-			return err
-		}
-	}
-	volumes, err := r.world.engine.volumes(ctx, old.installation)
-	if err != nil {
-		return err
-	}
-	for _, name := range volumes {
-		_ = r.world.engine.removeVolume(ctx, name) // it goes with the engine at the latest
-	}
-	_ = r.world.engine.call(ctx, http.MethodDelete, "/networks/agentpod-"+old.installation, nil, nil) // the same
-	fresh, err := newLane(ctx, r.world, old.name+"x")
+	fresh, err := newLane(ctx, r.world, old.name+"x", old.model != nil)
 	if err != nil {
 		return err
 	}
 	r.world.lanes[at] = fresh
+	return nil
+}
+
+// clear removes what a lane that is closed has left in the engine.
+func (l *lane) clear(ctx context.Context) error {
+	e := l.world.engine
+	containers, err := e.containers(ctx, l.installation)
+	if err != nil {
+		return err
+	}
+	for name := range containers {
+		if err := e.remove(ctx, name); err != nil {
+			return err
+		}
+	}
+	volumes, err := e.volumes(ctx, l.installation)
+	if err != nil {
+		return err
+	}
+	for _, name := range volumes {
+		_ = e.removeVolume(ctx, name) // it goes with the engine at the latest
+	}
+	_ = e.call(ctx, http.MethodDelete, "/networks/agentpod-"+l.installation, nil, nil) // the same
 	return nil
 }

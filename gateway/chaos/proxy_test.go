@@ -46,11 +46,11 @@ type rule struct {
 // proxy is a border at which requests fail as its rules say. Its methods are safe for
 // concurrent use.
 type proxy struct {
-	network, address string
-	next             *httputil.ReverseProxy
-	transport        *http.Transport
-	server           *http.Server
-	observe          func(r *http.Request, body []byte, status int)
+	address   string
+	next      *httputil.ReverseProxy
+	transport *http.Transport
+	server    *http.Server
+	observe   func(r *http.Request, body []byte, status int)
 
 	mu      sync.Mutex
 	rules   []*rule
@@ -64,23 +64,28 @@ type watch struct {
 	once  sync.Once
 }
 
-// newProxy listens, on a free port of the loopback or a Unix socket, before an HTTP
-// server: host and port, or a Unix socket. keepHost hands the caller's Host header on,
+// loopback is an address with a free port.
+const loopback = "127.0.0.1:0"
+
+// networkOf tells a Unix socket's path from host and port.
+func networkOf(address string) string {
+	if address[0] == '/' {
+		return "unix"
+	}
+	return "tcp"
+}
+
+// newProxy listens before an HTTP server; both addresses are host and port, or the path
+// of a Unix socket. keepHost hands the caller's Host header on,
 // as S3's signatures need it.
 func newProxy(listen, target string, keepHost bool) (*proxy, error) {
-	network, address := "tcp", listen
-	if listen == "" {
-		address = "127.0.0.1:0"
-	} else {
-		network = "unix"
-	}
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), network, address)
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), networkOf(listen), listen)
 	if err != nil {
 		return nil, err
 	}
-	p := &proxy{network: network, address: listener.Addr().String()}
+	p := &proxy{address: listener.Addr().String()}
 	host := target
-	if target[0] == '/' {
+	if networkOf(target) == "unix" {
 		p.transport, host = unixTransport(target), "engine"
 	} else {
 		p.transport = &http.Transport{MaxIdleConnsPerHost: 16}

@@ -68,9 +68,9 @@ func (r *report) write(folder string, to io.Writer) error {
 		return fmt.Errorf("writing the report: %w", err)
 	}
 	type row struct {
-		points, bad int
-		seconds     float64
-		numbers     map[int]int
+		points, bad, missed int
+		seconds             float64
+		numbers             map[int]int
 	}
 	rows := map[string]*row{}
 	total := row{numbers: map[int]int{}}
@@ -78,14 +78,21 @@ func (r *report) write(folder string, to io.Writer) error {
 		if p.Seconds == 0 {
 			continue // the run ended before it
 		}
-		one := rows[p.Kind]
+		name := p.Kind
+		if p.Genuine {
+			name += ", real"
+		}
+		one := rows[name]
 		if one == nil {
 			one = &row{numbers: map[int]int{}}
-			rows[p.Kind] = one
+			rows[name] = one
 		}
 		for _, to := range []*row{one, &total} {
 			to.points++
 			to.seconds += p.Seconds
+			if p.Missed {
+				to.missed++
+			}
 			if len(p.Violations) > 0 {
 				to.bad++
 			}
@@ -96,13 +103,13 @@ func (r *report) write(folder string, to io.Writer) error {
 	}
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintf(table, "commit %s, seed %d, %s\n", r.Commit, r.Seed, time.Duration(r.Seconds)*time.Second)
-	_, _ = fmt.Fprintf(table, "kind\tpoints\tviolated\tby number\tseconds each\n")
+	_, _ = fmt.Fprintf(table, "kind\tpoints\tmissed\tviolated\tby number\tseconds each\n")
 	line := func(name string, one *row) {
 		var numbers []string
 		for _, n := range slices.SortedFunc(maps.Keys(one.numbers), cmp.Compare[int]) {
 			numbers = append(numbers, fmt.Sprintf("%d: %d", n, one.numbers[n]))
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%.1f\n", name, one.points, one.bad, strings.Join(numbers, ", "), one.seconds/float64(max(one.points, 1)))
+		_, _ = fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\t%.1f\n", name, one.points, one.missed, one.bad, strings.Join(numbers, ", "), one.seconds/float64(max(one.points, 1)))
 	}
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		line(name, rows[name])

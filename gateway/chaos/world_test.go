@@ -22,7 +22,6 @@ import (
 // tmpfs, so that it can be full, and a database server.
 type world struct {
 	folder   string
-	image    string
 	engine   *engine
 	s3       *storetest.Server
 	disk     string // the S3 server's
@@ -37,7 +36,6 @@ const storeSize = "512m"
 func newWorld(t *testing.T, lanes int) *world {
 	t.Helper()
 	w := &world{folder: os.Getenv(folderEnv)}
-	w.image = tagOf(w.folder)
 	w.disk = filepath.Join(w.folder, "store")
 	err := os.Mkdir(w.disk, 0o700)
 	if err == nil {
@@ -69,26 +67,30 @@ func newWorld(t *testing.T, lanes int) *world {
 			t.Error(err)
 		}
 	})
-	began = time.Now()
-	if err := w.addLanes(t.Context(), lanes); err != nil {
+	if err := w.open(t.Context(), lanes, false); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, l := range w.lanes {
-			if err := l.close(); err != nil {
-				t.Error(err)
-			}
+		if err := w.closeLanes(); err != nil {
+			t.Error(err)
 		}
 	})
-	t.Logf("%d lanes: %s", lanes, time.Since(began).Round(time.Millisecond))
 	return w
 }
 
-func (w *world) addLanes(ctx context.Context, n int) error {
+// open starts lanes, all of a kind, in the place of those that there were.
+func (w *world) open(ctx context.Context, n int, genuine bool) error {
+	if err := w.closeLanes(); err != nil {
+		return err
+	}
+	name := "lane"
+	if genuine {
+		name = "genuine"
+	}
 	made, errs := make([]*lane, n), make([]error, n)
 	var group sync.WaitGroup
 	for i := range n {
-		group.Go(func() { made[i], errs[i] = newLane(ctx, w, fmt.Sprintf("lane%d", i)) })
+		group.Go(func() { made[i], errs[i] = newLane(ctx, w, fmt.Sprint(name, i), genuine) })
 	}
 	group.Wait()
 	for i, l := range made {
@@ -96,6 +98,16 @@ func (w *world) addLanes(ctx context.Context, n int) error {
 			w.lanes = append(w.lanes, l)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// closeLanes stops all lanes, which takes what they have in the engine along.
+func (w *world) closeLanes() error {
+	var errs []error
+	for _, l := range w.lanes {
+		errs = append(errs, l.close(), l.clear(context.Background()))
+	}
+	w.lanes = nil
 	return errors.Join(errs...)
 }
 
