@@ -58,7 +58,7 @@ func enter(m *testing.M) (int, error) {
 // the run made.
 func outside() (code int, err error) {
 	if os.Geteuid() != 0 {
-		return 1, errors.New("faults of an engine of their own need root: namespaces, mounts; run this with sudo -E")
+		return asRoot()
 	}
 	base := os.Getenv(imageEnv)
 	if base == "" {
@@ -90,6 +90,25 @@ func outside() (code int, err error) {
 		return 1, err
 	}
 	return inNamespaces(folder, interrupts)
+}
+
+// asRoot runs the same with sudo: namespaces and mounts need it.
+func asRoot() (int, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 1, fmt.Errorf("finding the test binary: %w", err)
+	}
+	args := append([]string{"-n", "-E", "env", "PATH=" + os.Getenv("PATH"), self}, os.Args[1:]...)
+	cmd := exec.Command("sudo", args...) //nolint:gosec,noctx // itself; ended by its own deadline
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err = cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() > 0 {
+		return exit.ExitCode(), nil
+	}
+	if err != nil {
+		return 1, fmt.Errorf("an engine of the run's own needs root, or sudo without a password: %w", err)
+	}
+	return 0, nil
 }
 
 // prepare builds the programs under test, the S3 server, and the image.
