@@ -337,16 +337,19 @@ func loadImage(ctx context.Context, host string) error {
 	return nil
 }
 
-// children are the processes that a process has started.
+// children are the processes that a process has started, with any of its threads.
 func children(pid int) []int {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return nil
-	}
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is ours
 	var pids []int
-	for _, text := range strings.Fields(string(raw)) {
-		if n, err := strconv.Atoi(text); err == nil {
-			pids = append(pids, n)
+	for _, thread := range threads {
+		raw, err := os.ReadFile(thread)
+		if err != nil {
+			continue // it has ended
+		}
+		for text := range strings.FieldsSeq(string(raw)) {
+			if n, err := strconv.Atoi(text); err == nil {
+				pids = append(pids, n)
+			}
 		}
 	}
 	return pids

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -267,8 +268,7 @@ func (r *runner) replace(ctx context.Context, at int) error {
 	r.over = r.over || r.stop
 	r.mu.Unlock()
 	old := r.world.lanes[at]
-	_ = old.gateway.Signal(9) // it may have ended
-	if err := errors.Join(old.close(), old.clear(ctx)); err != nil {
+	if err := errors.Join(old.gateway.Stop(syscall.SIGKILL), old.close(), old.clear(ctx)); err != nil {
 		return err
 	}
 	fresh, err := newLane(ctx, r.world, old.name+"x", old.model != nil)
