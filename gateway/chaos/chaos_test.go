@@ -64,11 +64,24 @@ func blind(t *testing.T, w *world, folder string) {
 	}
 }
 
+// done counts the points that were run.
+func done(points []*point) (n int) {
+	for _, p := range points {
+		if p.Seconds > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // faults injects the faults that the flags ask for, and holds gateway and API to what
 // they have acknowledged.
 func faults(t *testing.T, w *world, folder string, standIn, genuine []*point) {
 	began := time.Now()
 	r := &runner{world: w, stop: run.stop, log: t.Logf, keep: keepLogs(folder)}
+	if run.within > 0 {
+		r.until = began.Add(run.within)
+	}
 	if err := r.run(t.Context(), standIn); err != nil {
 		t.Error(err)
 	}
@@ -81,6 +94,9 @@ func faults(t *testing.T, w *world, folder string, standIn, genuine []*point) {
 		}
 	}
 	points := slices.Concat(standIn, genuine)
+	if left := len(points) - done(points); left > 0 {
+		t.Logf("%d of %d points were not begun", left, len(points))
+	}
 	rep := report{Commit: commit(t.Context()), Seed: run.seed, Kinds: run.kinds, Seconds: time.Since(began).Seconds(), Points: points}
 	if err := rep.write(folder, os.Stdout); err != nil {
 		t.Error(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -143,6 +144,10 @@ func kinds() []kind {
 		{name: "gateway-killed", does: "SIGKILL to the gateway", heals: "it is started again", forgets: true, inject: killGateway(syscall.SIGKILL)},
 		{name: "gateway-terminated", does: "SIGTERM to the gateway", heals: "it is started again", inject: killGateway(syscall.SIGTERM)},
 		{name: "gateway-stopped", does: "SIGSTOP to the gateway", heals: "SIGCONT after 0.5 to 4 s", inject: freezeGateway},
+		{name: "gateway-killed-twice", does: "SIGKILL to the gateway, and again within a second of its start", heals: "it is started again", forgets: true, inject: killTwice},
+		{name: "gateway-killed-store-away", does: "SIGKILL to the gateway while the store's connections are cut", heals: "after 1 to 4 s", forgets: true, inject: both(killGateway(syscall.SIGKILL), borderFails(storeBorder, refuse, 1, 4))},
+		{name: "gateway-killed-engine-away", does: "SIGKILL to the gateway while the engine's connections are cut", heals: "after 1 to 4 s", forgets: true, inject: both(killGateway(syscall.SIGKILL), borderFails(engineBorder, refuse, 1, 4))},
+		{name: "callers-leave", does: "every caller hangs up within 0.3 s", heals: "after 2 to 4 s", inject: callersLeave},
 		{name: "api-killed", does: "SIGKILL to the API", heals: "it is started again", inject: killAPI(syscall.SIGKILL)},
 		{name: "api-terminated", does: "SIGTERM to the API", heals: "it is started again", inject: killAPI(syscall.SIGTERM)},
 		{name: "api-stopped", does: "SIGSTOP to the API", heals: "SIGCONT after 0.5 to 4 s", inject: freezeAPI},
@@ -158,6 +163,7 @@ func kinds() []kind {
 		{name: "container-removed", does: "docker rm -f of a sandbox; its volume stays", heals: "by itself", interrupts: true, inject: removeContainer},
 		{name: "container-paused", does: "docker pause of a sandbox", heals: "docker unpause after 0.5 to 3 s", inject: pauseContainer},
 		{name: "disk-removed-asleep", does: "container and volume of a stored, stopped sandbox are removed", heals: "by itself", number: 6, inject: removeDisk},
+		{name: "disk-removed-waking", does: "container and volume of a stored sandbox are removed while it is woken", heals: "by itself", number: 6, interrupts: true, inject: removeDiskWaking},
 		{name: "sandboxd-killed", does: "SIGKILL to process 1 of a sandbox", heals: "by itself", interrupts: true, inject: signalSandboxd},
 		{name: "opencode-killed", does: "SIGKILL to OpenCode", heals: "by itself", interrupts: true, inject: signalOpenCode(syscall.SIGKILL, 0, 1)},
 		{name: "opencode-stopped", does: "SIGSTOP to OpenCode", heals: "SIGCONT after 1 to 4 s", interrupts: true, inject: signalOpenCode(syscall.SIGSTOP, 1, 4)},
@@ -207,13 +213,54 @@ func kinds() []kind {
 }
 
 func killGateway(sig syscall.Signal) func(context.Context, *scene) error {
-	return func(_ context.Context, s *scene) error {
+	return func(ctx context.Context, s *scene) error {
 		if err := s.lane.gateway.Stop(sig); err != nil {
 			return err
 		}
-		s.lane.calm = nil
-		return s.lane.startGateway()
+		return s.restartGateway(ctx)
 	}
+}
+
+// restartGateway starts the gateway as its supervisor would: again and again, if what it
+// needs is away.
+func (s *scene) restartGateway(ctx context.Context) error {
+	s.lane.calm = nil
+	var err error
+	within(ctx, requestBound, func() string {
+		if err = s.lane.startGateway(); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	return err
+}
+
+// killTwice kills the gateway again as soon as it is up, or on its way up.
+func killTwice(ctx context.Context, s *scene) error {
+	if err := killGateway(syscall.SIGKILL)(ctx, s); err != nil {
+		return err
+	}
+	pause(ctx, s.between(0, time.Second))
+	return killGateway(syscall.SIGKILL)(ctx, s)
+}
+
+// both injects two faults at once.
+func both(one, other func(context.Context, *scene) error) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		second := *s // random numbers are not for two at once
+		second.rng = rand.New(rand.NewPCG(s.rng.Uint64(), 0))
+		failed := make(chan error, 1)
+		go func() { failed <- other(ctx, &second) }()
+		return errors.Join(one(ctx, s), <-failed)
+	}
+}
+
+// callersLeave has every caller hang up before its answer.
+func callersLeave(ctx context.Context, s *scene) error {
+	s.lane.hasty.Store(&hasty{rng: rand.New(rand.NewPCG(s.rng.Uint64(), 0))})
+	pause(ctx, s.between(2*time.Second, 4*time.Second))
+	s.lane.hasty.Store(nil)
+	return nil
 }
 
 func killAPI(sig syscall.Signal) func(context.Context, *scene) error {
@@ -448,6 +495,25 @@ func removeDisk(ctx context.Context, s *scene) error {
 		return nil
 	}
 	return s.loseDisk(ctx, lasting)
+}
+
+// removeDiskWaking removes them at some moment of a wake.
+func removeDiskWaking(ctx context.Context, s *scene) error {
+	s.work.end()
+	got := s.lane.retry(ctx, requestBound, http.MethodPost, "/sandbox/"+lasting+"/hibernate", object{"tier": "stopped"})
+	if !got.ok() {
+		s.say(0, "the sandbox cannot be stopped: %s", got)
+		return nil
+	}
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		s.lane.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/wake", nil)
+	}()
+	pause(ctx, s.between(0, 400*time.Millisecond))
+	_ = s.loseDisk(ctx, lasting) // the gateway is at it, too
+	<-woken
+	return nil
 }
 
 // loseDisk removes a sandbox's container and its volumes by hand.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,8 +57,9 @@ type lane struct {
 	ledger *ledger
 	events *events
 	slow   *slowness
-	calm   *figures  // of the gateway, after the first point
-	stored time.Time // when the store last began to work again
+	hasty  atomic.Pointer[hasty] // set while callers do not wait for their answers
+	calm   *figures              // of the gateway, after the first point
+	stored time.Time             // when the store last began to work again
 }
 
 const (
@@ -292,6 +295,11 @@ func (l *lane) ask(ctx context.Context, base, bearer, method, path string, body 
 	got.what = method + " " + path
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
+	if h := l.hasty.Load(); h != nil {
+		var leave context.CancelFunc
+		ctx, leave = context.WithTimeout(ctx, h.next())
+		defer leave()
+	}
 	defer func() {
 		got.took = time.Since(began)
 		l.slow.note(got)
@@ -342,6 +350,18 @@ func (l *lane) retry(ctx context.Context, bound time.Duration, method, path stri
 			return got
 		}
 	}
+}
+
+// hasty says how long a caller waits that does not wait. Safe for concurrent use.
+type hasty struct {
+	mu  sync.Mutex
+	rng *rand.Rand
+}
+
+func (h *hasty) next() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Duration(h.rng.Int64N(int64(300 * time.Millisecond)))
 }
 
 // pause waits, and tells whether the context goes on.

@@ -28,6 +28,7 @@ type options struct {
 	real    int
 	lanes   int
 	stop    bool
+	within  time.Duration
 	reports string
 }
 
@@ -40,7 +41,10 @@ var run options
 const (
 	defaultSeed  = 14
 	defaultCount = 24
-	defaultLanes = 6
+	defaultLanes = 8
+	// defaultTime is how long points are begun: together with what comes before the first
+	// and after the last it is three minutes.
+	defaultTime = 80 * time.Second
 )
 
 func TestMain(m *testing.M) {
@@ -50,6 +54,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&run.real, "chaos.real", 0, "how many points with the real OpenCode")
 	flag.IntVar(&run.lanes, "chaos.lanes", defaultLanes, "how many gateways work at once")
 	flag.BoolVar(&run.stop, "chaos.stop", false, "end the run at the first violation")
+	flag.DurationVar(&run.within, "chaos.within", defaultTime, "how long points are begun; 0 for as long as it takes")
 	flag.StringVar(&run.reports, "chaos.reports", "", "the folder of the report and of the logs of what failed; empty means .cache/chaos of the repository")
 	flag.Parse()
 	if !wanted() {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,13 +38,15 @@ func (p *point) again() string {
 }
 
 // plan draws the points of a run. One in the first place has the run's own seed, so
-// that one point can be run again by its seed and kind. Kinds take turns, in a seeded
-// order, so that each comes as often as any other.
+// that one point can be run again by its seed and kind. Kinds take turns, so that each
+// comes as often as any other, in a seeded order with the probes first.
 func plan(seed uint64, from []kind, count int, genuine bool) []*point {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	var points []*point
 	for len(points) < count {
-		for _, i := range rng.Perm(len(from)) {
+		turn := rng.Perm(len(from))
+		slices.SortStableFunc(turn, func(a, b int) int { return order(from[a]) - order(from[b]) })
+		for _, i := range turn {
 			if len(points) == count {
 				break
 			}
@@ -55,6 +58,14 @@ func plan(seed uint64, from []kind, count int, genuine bool) []*point {
 		}
 	}
 	return points
+}
+
+// order puts probes before other kinds.
+func order(k kind) int {
+	if k.probe {
+		return 0
+	}
+	return 1
 }
 
 // choose returns the kinds whose names match one of the patterns, all if there is none.
@@ -85,7 +96,8 @@ func choose(all []kind, patterns string, slowly, genuine bool) ([]kind, error) {
 // runner works points off on the lanes of a world.
 type runner struct {
 	world *world
-	stop  bool // at the first violation
+	stop  bool      // at the first violation
+	until time.Time // no point is begun after it; zero for never
 	log   func(format string, args ...any)
 	keep  func(l *lane, p *point, gatewayLog, apiLog string) string
 
@@ -141,7 +153,7 @@ func (r *runner) run(ctx context.Context, points []*point) error {
 func (r *runner) ended() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.over
+	return r.over || !r.until.IsZero() && time.Now().After(r.until)
 }
 
 // fail ends the run for an error of the harness's own.
