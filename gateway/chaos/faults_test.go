@@ -214,11 +214,20 @@ func kinds() []kind {
 
 func killGateway(sig syscall.Signal) func(context.Context, *scene) error {
 	return func(ctx context.Context, s *scene) error {
-		if err := s.lane.gateway.Stop(sig); err != nil {
+		if err := ended(s.lane.gateway.Stop(sig)); err != nil {
 			return err
 		}
+		<-s.lane.gateway.Done()
 		return s.restartGateway(ctx)
 	}
+}
+
+// ended forgives that a process has ended already.
+func ended(err error) error {
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
 }
 
 // restartGateway starts the gateway as its supervisor would: again and again, if what it
@@ -265,7 +274,7 @@ func callersLeave(ctx context.Context, s *scene) error {
 
 func killAPI(sig syscall.Signal) func(context.Context, *scene) error {
 	return func(_ context.Context, s *scene) error {
-		if err := s.lane.api.Stop(sig); err != nil {
+		if err := ended(s.lane.api.Stop(sig)); err != nil {
 			return err
 		}
 		return s.lane.startAPI()
@@ -567,50 +576,88 @@ func signalOpenCode(sig syscall.Signal, least, most int) func(context.Context, *
 	}
 }
 
+// provocations are how often a call is provoked: the workload may be quicker.
+const provocations = 5
+
 // engineReply loses the answer to the next call of a name, and provokes that call.
 func engineReply(call string, how mode) func(context.Context, *scene) error {
 	return func(ctx context.Context, s *scene) error {
-		l := s.lane
-		hibernate := func(tier string) {
-			l.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/hibernate", object{"tier": tier, "force": true})
-		}
-		wake := func() { l.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/wake", nil) }
-		switch call { // it has to be down to be brought up
-		case "unpause":
-			hibernate("frozen")
-		case "start":
-			hibernate("stopped")
-		case "create", "volume-create":
-			hibernate("archived")
-		}
 		var hit atomic.Bool
-		heal := l.engine.add(rule{match: engineCallTo(call), mode: how, times: 1, before: func() { hit.Store(true) }})
-		defer func() {
+		for range provocations {
+			if !s.prepare(ctx, call) {
+				continue
+			}
+			heal := s.lane.engine.add(rule{match: engineCallTo(call), mode: how, times: 1, before: func() { hit.Store(true) }})
+			s.provoke(ctx, call)
 			heal()
-			s.missed = !hit.Load()
-		}()
-		switch call {
-		case "unpause", "start", "create", "volume-create":
-			wake()
-		case "pause":
-			hibernate("frozen")
-		case "stop":
-			hibernate("stopped")
-		case "remove", "volume-remove":
-			hibernate("archived")
-		case "rename": // of a member of the pool
-			for range 3 {
-				id := l.id("extra")
-				l.call(ctx, http.MethodPost, "/sandbox", object{"id": id, "userId": "user_1"})
-				if got := l.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+id, nil); !got.ok() {
-					s.say(0, "the sandbox %s cannot be deleted: %s", id, got)
-				}
-				if hit.Load() {
-					break
-				}
-				pause(ctx, 3*time.Second) // a member is booted when nothing else is
+			if hit.Load() {
+				return nil
 			}
 		}
+		s.missed = true
 		return nil
+	}
+}
+
+// down puts the lasting sandbox to sleep, whatever is done in it.
+func (s *scene) down(ctx context.Context, tier string) {
+	s.lane.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/hibernate", object{"tier": tier, "force": true})
+}
+
+func (s *scene) up(ctx context.Context) {
+	s.lane.call(ctx, http.MethodPost, "/sandbox/"+lasting+"/wake", nil)
+}
+
+// prepare makes it possible to provoke a call: what is to come up has to be down.
+func (s *scene) prepare(ctx context.Context, call string) bool {
+	switch call {
+	case "unpause":
+		s.up(ctx)
+		s.down(ctx, "frozen")
+	case "start":
+		s.down(ctx, "stopped")
+	case "create", "volume-create":
+		s.down(ctx, "archived")
+	case "rename": // of a member of the pool, which is booted when nothing else is
+		s.work.end()
+		return s.pooled(ctx)
+	default:
+		s.up(ctx)
+	}
+	return true
+}
+
+// pooled waits until the pool has a member.
+func (s *scene) pooled(ctx context.Context) bool {
+	return within(ctx, stateBound, func() string {
+		containers, err := s.engine().containers(ctx, s.lane.installation)
+		if err != nil {
+			return err.Error()
+		}
+		for name, c := range containers {
+			if strings.Contains(name, ".pool-") && c.State == "paused" {
+				return ""
+			}
+		}
+		return "the pool is empty"
+	}) == ""
+}
+
+func (s *scene) provoke(ctx context.Context, call string) {
+	switch call {
+	case "unpause", "start", "create", "volume-create":
+		s.up(ctx)
+	case "pause":
+		s.down(ctx, "frozen")
+	case "stop":
+		s.down(ctx, "stopped")
+	case "remove", "volume-remove":
+		s.down(ctx, "archived")
+	case "rename":
+		id := s.lane.id("extra")
+		s.lane.call(ctx, http.MethodPost, "/sandbox", object{"id": id, "userId": "user_1"})
+		if got := s.lane.retry(ctx, requestBound, http.MethodDelete, "/sandbox/"+id, nil); !got.ok() {
+			s.say(0, "the sandbox %s cannot be deleted: %s", id, got)
+		}
 	}
 }

@@ -216,7 +216,7 @@ func (l *lane) signIn(ctx context.Context) error {
 // close stops what the lane has started. What is in the engine goes with the engine.
 func (l *lane) close() error {
 	l.client.CloseIdleConnections()
-	err := errors.Join(l.api.Stop(syscall.SIGKILL), l.gateway.Stop(syscall.SIGTERM))
+	err := errors.Join(ended(l.api.Stop(syscall.SIGKILL)), ended(l.gateway.Stop(syscall.SIGTERM)))
 	for _, p := range []*proxy{l.engine, l.store, l.receiver, l.front} {
 		p.close()
 	}

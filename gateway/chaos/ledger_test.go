@@ -35,7 +35,7 @@ type account struct {
 // versions are what a file may hold.
 type versions struct {
 	acknowledged string   // its hash; "" if none was
-	maybe        []string // of writes since then that were not
+	maybe        []string // of writes that were not; one that nobody waits for may come late
 	synced       bool     // a sync was acknowledged since then
 }
 
@@ -127,7 +127,7 @@ func (a *account) wrote(name string, content []byte, acknowledged bool) {
 		v.maybe = append(v.maybe, hash(content))
 		return
 	}
-	*v = versions{acknowledged: hash(content)}
+	v.acknowledged, v.synced = hash(content), false
 	a.unstored = append(a.unstored, time.Now())
 }
 

@@ -280,7 +280,7 @@ func (r *runner) replace(ctx context.Context, at int) error {
 	r.over = r.over || r.stop
 	r.mu.Unlock()
 	old := r.world.lanes[at]
-	if err := errors.Join(old.gateway.Stop(syscall.SIGKILL), old.close(), old.clear(ctx)); err != nil {
+	if err := errors.Join(ended(old.gateway.Stop(syscall.SIGKILL)), old.close(), old.clear(ctx)); err != nil {
 		return err
 	}
 	fresh, err := newLane(ctx, r.world, old.name+"x", old.model != nil)

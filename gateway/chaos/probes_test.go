@@ -136,6 +136,7 @@ func turnPolled(ctx context.Context, s *scene) error {
 // fromPool makes sandboxes until one is a member of the pool, which its volume tells.
 func (s *scene) fromPool(ctx context.Context) (*account, bool) {
 	for range 10 {
+		s.pooled(ctx)
 		a, ok := s.probed(ctx)
 		if !ok {
 			return nil, false
@@ -145,7 +146,6 @@ func (s *scene) fromPool(ctx context.Context) (*account, bool) {
 			return a, true
 		}
 		s.finish(ctx, a)
-		pause(ctx, 3*time.Second) // the next member is booted meanwhile
 	}
 	s.say(0, "ten creates in a row took no member of the pool")
 	return nil, false
@@ -179,11 +179,13 @@ func poolDiskKilled(ctx context.Context, s *scene) error {
 	heal()
 	select {
 	case err := <-killed:
-		if err != nil {
+		if err := ended(err); err != nil {
 			return err
 		}
 	default:
-		return nil // it was removed in another way
+		s.missed = true // it was removed in another way
+		s.finish(ctx, a)
+		return nil
 	}
 	if err := killGateway(syscall.SIGKILL)(ctx, s); err != nil {
 		return err

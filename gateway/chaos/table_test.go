@@ -100,7 +100,7 @@ func TestAWriteWithoutAnAnswerMayBeThereOrNot(t *testing.T) {
 		}
 	}
 	a.wrote("f", []byte("three"), true)
-	if a.files["f"].allows(hash([]byte("two"))) {
+	if a.files["f"].allows(hash([]byte("one"))) {
 		t.Error("a write that was acknowledged is followed by the one before it")
 	}
 	a.wrote("never", []byte("one"), false)
