@@ -52,8 +52,20 @@ func (w *workload) end() {
 	w.work.Wait()
 }
 
+// genuinePace is how much longer the actors rest with the real OpenCode, each boot of
+// which takes seconds of a core.
+const genuinePace = 10
+
 // rest waits between two actions, and tells whether there is another.
 func (w *workload) rest(d time.Duration) bool {
+	if w.lane.model != nil {
+		d *= genuinePace
+	}
+	return w.wait(d)
+}
+
+// wait is rest at the same pace for all.
+func (w *workload) wait(d time.Duration) bool {
 	select {
 	case <-w.stop:
 		return false
@@ -122,7 +134,7 @@ func (w *workload) comeAndGo(ctx context.Context, rng *rand.Rand) {
 
 // look asks for a file and for the turns, as a tab that is left open does.
 func (w *workload) look(ctx context.Context) {
-	for w.rest(time.Second) {
+	for w.wait(time.Second) {
 		if w.lane.ledger.get(lasting) == nil {
 			continue
 		}
