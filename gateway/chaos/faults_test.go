@@ -195,7 +195,7 @@ func kinds() []kind {
 		{name: "receiver-clock-off", does: "webhooks are ten minutes old when they come, as from a clock that is off", heals: "after 1 to 4 s", number: 9, inject: clockOff},
 
 		{name: "model-refuses", does: "the model's connections are cut", heals: "after 1 to 4 s", genuine: true, inject: borderFails(modelBorder, refuse, 1, 4)},
-		{name: "model-silent", does: "the model says nothing", heals: "after 1 to 4 s", genuine: true, interrupts: true, inject: borderFails(modelBorder, silence, 1, 4)},
+		{name: "model-silent", does: "the model says nothing", heals: "after 1 to 4 s its connections are cut", genuine: true, interrupts: true, inject: borderFails(modelBorder, silence, 1, 4)},
 		{name: "model-slow", does: "the model takes 0.4 s longer", heals: "after 2 to 6 s", genuine: true, inject: borderFails(modelBorder, slow, 2, 6)},
 		{name: "model-cut", does: "the model's answers break in the middle", heals: "after 1 to 3 s", genuine: true, inject: borderFails(modelBorder, halfBack, 1, 3)},
 		{name: "model-says-500", does: "the model answers 500", heals: "after 1 to 4 s", genuine: true, inject: modelFails},
@@ -342,6 +342,11 @@ func borderFails(border func(*lane) *proxy, how mode, least, most float64) func(
 		d := time.Duration(least * float64(time.Second))
 		if most > least {
 			d = s.between(d, time.Duration(most*float64(time.Second)))
+		}
+		if border(s.lane) == s.lane.llm {
+			// A turn has a deadline of its own, of minutes: nobody waits for that here.
+			r.ends = make(chan struct{})
+			defer close(r.ends)
 		}
 		heal := border(s.lane).add(r)
 		pause(ctx, d)

@@ -38,6 +38,7 @@ type rule struct {
 	status int // of fail
 	body   string
 	delay  time.Duration       // of slow
+	ends   chan struct{}       // closed when what was silent is cut; nil for never
 	before func()              // called before the request goes on, however it fails
 	after  func()              // called when the other side has done it, of lose and hang
 	change func([]byte) []byte // of alter: what becomes of the request's body
@@ -186,7 +187,10 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case refuse:
 		cut(w)
 	case silence:
-		<-r.Context().Done()
+		select {
+		case <-r.Context().Done():
+		case <-rule.ends:
+		}
 		cut(w)
 	case lose, hang:
 		p.next.ServeHTTP(&discarded{header: http.Header{}}, r)
