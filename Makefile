@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MODEL_ADDR ?= 127.0.0.1:4010
 
-.PHONY: help run test browser bench bench-full lint image build model clean
+.PHONY: help run test browser chaos bench bench-full lint image build model clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test: ## run every test against a real engine and image
 
 browser: ## the tests that drive a headless Chromium alone; pictures end up in .cache/artefacts
 	@.ci/test -run Browser
+
+chaos: ## faults of every kind against the real programs (SEED, KINDS, COUNT, REAL; docs/reliability.md)
+	@.ci/chaos
 
 bench: ## measure it beside its baselines, in less than 10 minutes (docs/performance.md)
 	@.ci/bench
