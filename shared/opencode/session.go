@@ -143,7 +143,7 @@ func (p Prompt) body() any {
 }
 
 // Carries says whether a message is that of a Prompt with this Mark.
-func (m Message) Carries(mark string) bool {
+func (m *Message) Carries(mark string) bool {
 	return slices.ContainsFunc(m.Parts, func(raw json.RawMessage) bool {
 		var part struct{ Metadata map[string]any }
 		return json.Unmarshal(raw, &part) == nil && part.Metadata[markKey] == mark
