@@ -617,6 +617,7 @@ func (s *scene) up(ctx context.Context) {
 func (s *scene) prepare(ctx context.Context, call string) bool {
 	switch call {
 	case "unpause":
+		s.work.end() // or it is thawed before the rule is there
 		s.up(ctx)
 		s.down(ctx, "frozen")
 	case "start":

@@ -106,8 +106,8 @@ type runner struct {
 	errs []error
 }
 
-// run works all points off: first those of a lane's own, several lanes at once, then
-// those that hit all lanes, a lane for each point.
+// run works all points off: first those that hit all lanes, a lane for each point, then
+// those of a lane's own, several lanes at once.
 func (r *runner) run(ctx context.Context, points []*point) error {
 	var own, shared []*point
 	for _, p := range points {
@@ -116,6 +116,19 @@ func (r *runner) run(ctx context.Context, points []*point) error {
 		} else {
 			own = append(own, p)
 		}
+	}
+	for len(shared) > 0 && !r.ended() {
+		var round []*point
+		var rest []*point
+		for _, p := range shared { // of one kind
+			if p.Kind == shared[0].Kind && len(round) < len(r.world.lanes) {
+				round = append(round, p)
+			} else {
+				rest = append(rest, p)
+			}
+		}
+		shared = rest
+		r.round(ctx, round)
 	}
 	queue := make(chan *point)
 	var lanes sync.WaitGroup
@@ -134,19 +147,6 @@ func (r *runner) run(ctx context.Context, points []*point) error {
 	}
 	close(queue)
 	lanes.Wait()
-	for len(shared) > 0 && !r.ended() {
-		var round []*point
-		var rest []*point
-		for _, p := range shared { // of one kind
-			if p.Kind == shared[0].Kind && len(round) < len(r.world.lanes) {
-				round = append(round, p)
-			} else {
-				rest = append(rest, p)
-			}
-		}
-		shared = rest
-		r.round(ctx, round)
-	}
 	return errors.Join(r.errs...)
 }
 
