@@ -88,16 +88,7 @@ func lived(t *testing.T, w *world, g *gateway, tr trial, at point, id string, st
 		g.end()
 		g = w.boot(t)
 	}
-	soon(ctx, t, func() string {
-		volumes, err := w.engine.Volumes(ctx)
-		check(t, err)
-		containers, err := w.engine.List(ctx)
-		check(t, err)
-		if found := w.traces(t, id); len(found)+len(volumes)+len(containers) > 0 {
-			return fmt.Sprintf("call %d, %s: left are %v, %v and %v", at.n, at.fault, found, volumes, containers)
-		}
-		return ""
-	})
+	hostIsEmpty(ctx, t, w, at, id)
 	return reached, g
 }
 
@@ -151,6 +142,14 @@ func claimed(t *testing.T, w *world, g *gateway, tr trial, at point, id string) 
 		check(t, g.wake(ctx, id))
 		check(t, g.Delete(ctx, id))
 	}
+	hostIsEmpty(ctx, t, w, at, id)
+	return reached, g
+}
+
+// hostIsEmpty waits until nothing of a sandbox is stored, and nothing at all is on the
+// host.
+func hostIsEmpty(ctx context.Context, t *testing.T, w *world, at point, id string) {
+	t.Helper()
 	soon(ctx, t, func() string {
 		volumes, err := w.engine.Volumes(ctx)
 		check(t, err)
@@ -161,7 +160,6 @@ func claimed(t *testing.T, w *world, g *gateway, tr trial, at point, id string) 
 		}
 		return ""
 	})
-	return reached, g
 }
 
 // soon waits until nothing is wrong any more.
