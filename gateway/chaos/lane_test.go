@@ -33,7 +33,7 @@ type lane struct {
 	world *world
 	name  string
 	dir   string
-	ids   int // the last number in a name of the lane's
+	ids   atomic.Int64 // the last number in a name of the lane's
 
 	gateway, api processtest.Process
 	image        string
@@ -85,10 +85,10 @@ func newLane(ctx context.Context, w *world, name string, genuine bool) (_ *lane,
 			return nil, fmt.Errorf("making a lane's folder: %w", err)
 		}
 	}
-	if l.engine, err = newProxy("/run/engine-"+name+".sock", w.engine.socket, false); err != nil {
+	if l.engine, err = newProxy("/run/engine-"+name+".sock", w.engine.socket, carriage{}); err != nil {
 		return nil, err
 	}
-	if l.store, err = newProxy(loopback, w.s3.Address, true); err != nil {
+	if l.store, err = newProxy(loopback, w.s3.Address, carriage{keepHost: true}); err != nil {
 		return nil, err
 	}
 	if l.sql, err = newWire(w.database.address()); err != nil {
@@ -99,15 +99,12 @@ func newLane(ctx context.Context, w *world, name string, genuine bool) (_ *lane,
 	}
 	// The receiver's target is known when the API runs, which needs the gateway.
 	front, receiver := &lateTarget{}, &lateTarget{}
-	if l.receiver, err = newProxy(loopback, receiver.listen(), false); err != nil {
+	if l.receiver, err = newProxy(loopback, receiver.listen(), carriage{dial: receiver.dial, observe: l.events.take}); err != nil {
 		return nil, err
 	}
-	if l.front, err = newProxy(loopback, front.listen(), false); err != nil {
+	if l.front, err = newProxy(loopback, front.listen(), carriage{dial: front.dial}); err != nil {
 		return nil, err
 	}
-	l.receiver.transport.DialContext = receiver.dial
-	l.front.transport.DialContext = front.dial
-	l.receiver.observe = l.events.take
 	if genuine {
 		if err := l.useModel(ctx); err != nil {
 			return nil, err
@@ -134,8 +131,7 @@ func (l *lane) prefix() string { return l.name + "/" }
 
 // id is a name that was never used before.
 func (l *lane) id(kind string) string {
-	l.ids++
-	return kind + strconv.Itoa(l.ids)
+	return kind + strconv.FormatInt(l.ids.Add(1), 10)
 }
 
 // useModel has the lane's sandboxes be of the real image, with a scripted model.
@@ -152,7 +148,7 @@ func (l *lane) useModel(ctx context.Context) error {
 		return err
 	}
 	behind := strings.TrimSuffix(strings.TrimPrefix(l.model.URL(), "http://"), "/v1")
-	if l.llm, err = newProxy(strings.TrimSpace(string(host))+":0", behind, false); err != nil {
+	if l.llm, err = newProxy(strings.TrimSpace(string(host))+":0", behind, carriage{}); err != nil {
 		return err
 	}
 	l.config = strings.ReplaceAll(string(l.model.Config()), behind, l.llm.address)
@@ -162,6 +158,9 @@ func (l *lane) useModel(ctx context.Context) error {
 func (l *lane) startGateway() error {
 	if err := l.gateway.Start(l.gatewayEnv(), filepath.Join(l.world.folder, "gateway"), "serve"); err != nil {
 		return fmt.Errorf("starting the gateway: %w", err)
+	}
+	if l.installation != "" {
+		return nil // its address, token and installation are what they were
 	}
 	l.gatewayAddr = l.gateway.Addr
 	for name, to := range map[string]*string{"gateway.token": &l.token, "installation": &l.installation} {
@@ -199,7 +198,9 @@ func (l *lane) startAPI() error {
 	if err != nil {
 		return fmt.Errorf("starting the API: %w", err)
 	}
-	l.apiAddr = l.api.Addr
+	if l.apiAddr == loopback {
+		l.apiAddr = l.api.Addr // which it keeps
+	}
 	return nil
 }
 

@@ -76,15 +76,24 @@ func networkOf(address string) string {
 	return "tcp"
 }
 
+// carriage is how a proxy reaches its server, and who learns of what it carries.
+type carriage struct {
+	// keepHost hands the caller's Host header on, as S3's signatures need it.
+	keepHost bool
+	// dial, if it is set, connects in the place of the target's address.
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// observe, if it is set, learns of each request.
+	observe func(r *http.Request, body []byte, status int)
+}
+
 // newProxy listens before an HTTP server; both addresses are host and port, or the path
-// of a Unix socket. keepHost hands the caller's Host header on,
-// as S3's signatures need it.
-func newProxy(listen, target string, keepHost bool) (*proxy, error) {
+// of a Unix socket.
+func newProxy(listen, target string, how carriage) (*proxy, error) {
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), networkOf(listen), listen)
 	if err != nil {
 		return nil, err
 	}
-	p := &proxy{address: listener.Addr().String()}
+	p := &proxy{address: listener.Addr().String(), observe: how.observe}
 	host := target
 	if networkOf(target) == "unix" {
 		p.transport, host = unixTransport(target), "engine"
@@ -92,12 +101,15 @@ func newProxy(listen, target string, keepHost bool) (*proxy, error) {
 		p.transport = &http.Transport{MaxIdleConnsPerHost: 16}
 	}
 	p.transport.DisableCompression = true
+	if how.dial != nil {
+		p.transport.DialContext = how.dial
+	}
 	p.next = &httputil.ReverseProxy{
 		Transport: p.transport, FlushInterval: -1,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", host
 			r.Out.Host = host
-			if keepHost {
+			if how.keepHost {
 				r.Out.Host = r.In.Host
 			}
 		},

@@ -37,7 +37,7 @@ func (r *Runtime) Create(ctx context.Context, spec lifecycle.Spec) (lifecycle.Co
 		return lifecycle.Container{}, err
 	}
 	var c lifecycle.Container
-	s := step{call: "create", doing: "create the sandbox's container", code: sandbox.CodeBootFailed, timeout: r.set.SlowTimeout}
+	s := step{call: "create", doing: "create the sandbox's container", timeout: r.set.SlowTimeout}
 	err = r.call(ctx, s, func(ctx context.Context, e *engine) error {
 		fresh, err := r.ensureVolume(ctx, e, spec.Volume, spec.Kept)
 		if err != nil {

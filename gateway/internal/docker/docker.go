@@ -206,7 +206,8 @@ func (r *Runtime) negotiate(ctx context.Context, cli *client.Client) (*engine, e
 
 // step is one thing that is asked of the engine. call is what the figures call it,
 // and doing completes "the container engine could not …"; code is what a failure is
-// that has no code of its own, internal when empty.
+// that has no code of its own; when that is empty, engine_unavailable for a 500 of the
+// engine and internal for all else.
 type step struct {
 	call    string // one of callNames
 	doing   string

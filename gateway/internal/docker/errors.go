@@ -78,7 +78,12 @@ func (r *Runtime) explain(ctx context.Context, s step, err error) error {
 			"the container engine at %s is going down, or cannot reach its containerd, so it could not %s; it is tried again when the engine answers", r.host, s.doing).WithCause(err)
 	}
 	code := s.code
-	if code == "" {
+	switch {
+	case code == "" && errdefs.IsInternal(err):
+		// Nothing that is asked for here can be wrong with the sandbox.
+		return sandbox.Errorf(sandbox.CodeEngineAway,
+			"the container engine at %s could not %s; try again, and look at its log if that goes on", r.host, s.doing).WithCause(err)
+	case code == "":
 		code = sandbox.CodeInternal
 	}
 	return sandbox.Errorf(code, "the container engine could not %s; the gateway's log has its words", s.doing).WithCause(err)

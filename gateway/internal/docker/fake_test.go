@@ -262,7 +262,7 @@ func TestTheEnginesWordsBecomeCodes(t *testing.T) {
 		"a taken name":                {create, 409, `Conflict. The container name "/agentpod-fake-x" is already in use by container "0a". You have to remove (or rename) that container to be able to reuse that name.`, sandbox.CodeNameTaken},
 		"an unknown runtime class":    {create, 400, "unknown or invalid runtime name: runsc", sandbox.CodeEngineAway},
 		"a file limit it cannot give": {start, 500, oci + "error during container init: error setting rlimits for ready process: error setting rlimit type 7: operation not permitted: unknown", sandbox.CodeBootFailed},
-		"anything else at create":     {create, 500, "something with /var/lib/secret in it", sandbox.CodeBootFailed},
+		"anything else at create":     {create, 500, "something with /var/lib/secret in it", sandbox.CodeEngineAway},
 		"anything else at start":      {start, 500, "something with /var/lib/secret in it", sandbox.CodeBootFailed},
 		// What a 20.10 answered while it, or its containerd, was killed: the first four were
 		// seen, the others are what its parts say when they are closed.
@@ -308,7 +308,7 @@ func TestAFailedCreateTakesItsNewVolumeBack(t *testing.T) {
 	count := func() int64 {
 		before := f.calls.Load()
 		_, err := r.Create(testContext(t), lifecycle.Spec{SandboxID: "x", Volume: "home"})
-		wantCode(t, err, sandbox.CodeBootFailed)
+		wantCode(t, err, sandbox.CodeEngineAway)
 		return f.calls.Load() - before
 	}
 	if got := count(); got != 4 { // inspect, create, create the container, remove
