@@ -44,6 +44,9 @@ func TestNothingOfASandboxFromThePoolIsLeftWhereverItsLifeIsCutShort(t *testing.
 	for name, steps := range lives() {
 		t.Run(name, func(t *testing.T) {
 			anew(t, func(t *testing.T, w *world, g *gateway, tr trial, at point, id string) (bool, *gateway) {
+				if !tr.atEngine && tr.recovery == again {
+					return false, g // a store that fails for a while leaves nothing on the host: see claimed and deleted
+				}
 				return lived(t, w, g, tr, at, id, steps)
 			}, again, restarted)
 		})
