@@ -369,7 +369,8 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		m.log.WarnContext(ctx, "reconcile: the engine did not list volumes", "error", err)
 		return
 	}
-	wanted, removing, keepAll := map[string]bool{}, map[string]*box{}, false
+	wanted, removing, keepAll := map[string]bool{}, map[string]bool{}, false
+	var going []*box // that have volumes which are to be removed
 	for _, v := range m.pool.volumes() { // before the records: what leaves the pool is on one
 		wanted[v] = true
 	}
@@ -382,7 +383,10 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 			wanted[v] = true
 		}
 		for _, v := range rec.Removing {
-			removing[v] = b
+			removing[v] = true
+		}
+		if len(rec.Removing) > 0 {
+			going = append(going, b)
 		}
 		found := b.unreadable
 		b.mu.Unlock()
@@ -395,16 +399,14 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		}
 	}
 	m.reconcileMemberVolumes(ctx, volumes, wanted)
-	for v, b := range removing {
-		if slices.Contains(volumes, v) {
-			m.finishRemoving(ctx, b)
-		}
+	for _, b := range going {
+		m.finishRemoving(ctx, b)
 	}
 	if keepAll {
 		return
 	}
 	for _, v := range volumes {
-		if _, free := memberVolume(v); free || wanted[v] || removing[v] != nil || slices.Contains(volumes, v+freeSuffix) {
+		if _, free := memberVolume(v); free || wanted[v] || removing[v] || slices.Contains(volumes, v+freeSuffix) {
 			continue
 		}
 		if id := sandboxOfVolume(v); id == "" || m.find(id) == nil {
@@ -418,13 +420,25 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 	}
 }
 
-// finishRemoving removes the disks that a sandbox's record names as going.
+// finishRemoving removes the disks that a sandbox's record names as going, and forgets
+// those that are gone: a gateway that was killed in between has not.
 func (m *Manager) finishRemoving(ctx context.Context, b *box) {
 	release, ok := b.trySerial()
 	if !ok {
 		return // an operation is on its way, such as the one that removes them
 	}
 	defer release()
+	volumes, err := m.runtime.Volumes(ctx) // as it is now, while nothing else is done to the sandbox
+	if err != nil {
+		return
+	}
+	b.mu.Lock()
+	b.rec.Removing = slices.DeleteFunc(slices.Clone(b.rec.Removing), func(v string) bool { return !slices.Contains(volumes, v) })
+	left := len(b.rec.Removing)
+	b.mu.Unlock()
+	if left == 0 {
+		return
+	}
 	if err := m.removeGoing(ctx, b); err != nil {
 		m.log.WarnContext(ctx, "a disk could not be removed yet", "sandboxId", b.id, "error", err)
 	}
