@@ -135,19 +135,22 @@ func (r Record) names(volume string) bool {
 	return r.Volume == volume || slices.Contains(r.GivenUp, volume) || slices.Contains(r.Removing, volume)
 }
 
-// removeGoing removes the volumes that nothing needs any more. The caller holds serial.
+// removeGoing removes the volumes that nothing needs any more; one that cannot be
+// removed keeps none of the others. The caller holds serial.
 func (m *Manager) removeGoing(ctx context.Context, b *box) error {
 	ctx, cancel := context.WithTimeout(ctx, m.settings.Deadlines.Engine)
 	defer cancel()
+	var left []string
+	var errs []error
 	for _, name := range b.record().Removing {
 		if err := m.removeDisk(ctx, name); err != nil {
-			return err
+			left, errs = append(left, name), append(errs, err)
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.rec.Removing = nil // written with the next change
-	return nil
+	b.rec.Removing = left // written with the next change
+	return errors.Join(errs...)
 }
 
 // removeDisk removes a volume and, of one that was made for the pool, the mark that
