@@ -370,7 +370,7 @@ func (m *Manager) reconcileVolumes(ctx context.Context, containers map[string]bo
 		return
 	}
 	wanted, removing, keepAll := map[string]bool{}, map[string]bool{}, false
-	var going []*box // that have volumes which are to be removed
+	var going []*box                     // that have volumes which are to be removed
 	for _, v := range m.pool.volumes() { // before the records: what leaves the pool is on one
 		wanted[v] = true
 	}
