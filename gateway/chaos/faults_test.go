@@ -188,7 +188,7 @@ func kinds() []kind {
 		{name: "front-cut", does: "every connection from the API to the gateway is cut", heals: "after 1 to 4 s", inject: borderFails(frontBorder, refuse, 1, 4)},
 		{name: "front-silent", does: "the API hears nothing from the gateway", heals: "after 1 to 4 s", inject: borderFails(frontBorder, silence, 1, 4)},
 		{name: "front-reply-lost", does: "the gateway does what the API asks, and its answers are lost", heals: "after 0.5 to 2 s", inject: borderFails(frontBorder, lose, 0.5, 2)},
-		{name: "receiver-down", does: "webhooks find nobody", heals: "after 1 to 5 s", inject: borderFails(receiverBorder, refuse, 1, 5)},
+		{name: "receiver-down", does: "webhooks are refused", heals: "after 1 to 5 s", inject: borderFails(receiverBorder, refuse, 1, 5)},
 		{name: "receiver-says-500", does: "webhooks are answered with 500", heals: "after 1 to 5 s", inject: receiverFails},
 		{name: "receiver-slow", does: "webhooks take 0.4 s longer", heals: "after 2 to 6 s", inject: borderFails(receiverBorder, slow, 2, 6)},
 		{name: "receiver-reply-lost", does: "the API takes webhooks, and its answers are lost", heals: "after 0.5 to 2 s", inject: borderFails(receiverBorder, lose, 0.5, 2)},
@@ -344,7 +344,7 @@ func borderFails(border func(*lane) *proxy, how mode, least, most float64) func(
 			d = s.between(d, time.Duration(most*float64(time.Second)))
 		}
 		if border(s.lane) == s.lane.llm {
-			// A turn has a deadline of its own, of minutes: nobody waits for that here.
+			// A turn has a deadline of its own, of minutes, and a point does not wait for it.
 			r.ends = make(chan struct{})
 			defer close(r.ends)
 		}

@@ -12,7 +12,7 @@ import (
 
 // ledger is what a lane's programs have acknowledged. What was asked for and never
 // answered may or may not have happened, and is kept apart. Its methods are safe for
-// concurrent use; what they return may be read while nobody works on the sandbox.
+// concurrent use; what they return may be read while no actor works on the sandbox.
 type ledger struct {
 	mu       sync.Mutex
 	accounts map[string]*account
@@ -35,7 +35,7 @@ type account struct {
 // versions are what a file may hold.
 type versions struct {
 	acknowledged string   // its hash; "" if none was
-	maybe        []string // of writes that were not; one that nobody waits for may come late
+	maybe        []string // of writes that were not; one whose caller has left may come late
 	synced       bool     // a sync was acknowledged since then
 }
 

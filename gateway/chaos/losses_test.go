@@ -122,7 +122,7 @@ func leaveVolume(ctx context.Context, s *scene) error {
 	return s.engine().call(ctx, http.MethodPost, "/volumes/create", strings.NewReader(body), nil)
 }
 
-// bringBack writes a file that nobody has asked for.
+// bringBack writes a file that no actor has asked for.
 func bringBack(ctx context.Context, s *scene) error {
 	s.inside(ctx, "echo old > /home/user/workspace/f-old")
 	return nil

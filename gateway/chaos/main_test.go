@@ -4,7 +4,7 @@
 // docs/reliability.md says what is tried, how to run it, and what came of it.
 //
 // Everything runs in namespaces of its own (namespace_test.go), so a fault of the
-// engine hits nobody else. A world (world_test.go) is what all points share; a
+// engine hits no other engine's sandboxes. A world (world_test.go) is what all points share; a
 // lane (lane_test.go) is one gateway in it with its API. A point (point_test.go) is
 // a seeded workload (workload_test.go), one fault of the table (faults_test.go), and
 // the oracle's checks (oracle_test.go) of what was acknowledged (ledger_test.go).

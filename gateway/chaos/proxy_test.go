@@ -289,7 +289,7 @@ func cut(w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
-// discarded is an answer that nobody gets.
+// discarded is an answer that is not sent.
 type discarded struct {
 	header http.Header
 	status int

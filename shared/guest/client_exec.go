@@ -76,7 +76,7 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, fn func(ExecEvent) e
 	}
 }
 
-// Run is Exec for whoever wants the output at the end. Output that was cut ends with
+// Run is Exec for callers that want the output at the end. Output that was cut ends with
 // a whole character, and why a command could not be started is the end of its stderr. After an error the response holds what came until then.
 func (c *Client) Run(ctx context.Context, req ExecRequest) (sandbox.ExecResponse, error) {
 	var resp sandbox.ExecResponse

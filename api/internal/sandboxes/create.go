@@ -157,7 +157,7 @@ func (s *Service) begin(asked context.Context, row task.Sandbox, gitURL string) 
 }
 
 // patiently makes a sandbox, trying again what can pass. A worker cannot clone
-// twice, and nobody knows how far a create came.
+// twice, and how far a create came is not known.
 func (s *Service) patiently(ctx context.Context, row task.Sandbox, gitURL string) error {
 	patience := provider.Patience
 	if row.Provider == provider.Cloudflare && gitURL != "" {

@@ -129,7 +129,7 @@ func (f *fake) await(want string) {
 	}
 }
 
-// log is what OpenCode was told so far: it may still take what nobody waits for.
+// log is what OpenCode was told so far: it may still take what its caller has left.
 func (f *fake) log() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -195,19 +195,6 @@ func (x *Exchange) Deliver(reply *httptest.ResponseRecorder) {
 // Cut ends the connection without a reply.
 func Cut(*Exchange) { panic(http.ErrAbortHandler) }
 
-// LoseReply passes a request on, and cuts the connection when the engine has replied.
-func LoseReply(x *Exchange) {
-	x.Forward()
-	Cut(x)
-}
-
-// Hang passes a request on, and never replies.
-func Hang(x *Exchange) {
-	x.Forward()
-	<-x.Request.Context().Done()
-	Cut(x)
-}
-
 // Fail replies with an error of the engine's, without asking it.
 func Fail(status int, message string) Action {
 	return func(x *Exchange) {
@@ -222,14 +209,5 @@ func Before(do func(x *Exchange)) Action {
 	return func(x *Exchange) {
 		do(x)
 		x.Deliver(x.Forward())
-	}
-}
-
-// After passes a request on, and does something before the reply is delivered.
-func After(do func(x *Exchange)) Action {
-	return func(x *Exchange) {
-		reply := x.Forward()
-		do(x)
-		x.Deliver(reply)
 	}
 }
